@@ -1,0 +1,1 @@
+"""Train classifiers on wrong labels: loss correction in PyTorch Lightning."""

@@ -1,0 +1,1 @@
+"""Data modules whose labels may be wrong, and the noise that makes them so."""

@@ -1,0 +1,1 @@
+"""Pure tensor mathematics: corrected and base losses as functions."""

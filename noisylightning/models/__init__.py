@@ -1,0 +1,1 @@
+"""Backbones: networks that map inputs to logits."""
