@@ -1,1 +1,5 @@
-"""Backbones: networks that map inputs to logits."""
+"""Backbones: modules that map a batch of inputs to logits ``(N, C)``."""
+
+from noisylightning.models.mlp import MLP
+
+__all__ = ["MLP"]
