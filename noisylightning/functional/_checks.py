@@ -1,0 +1,89 @@
+"""What logits and targets must be: shapes and dtypes always, values where reading them is free."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_inputs(logits: Tensor, target: Tensor) -> None:
+    """Raise unless ``logits`` and ``target`` have the shapes and dtypes of :func:`torch.nn.functional.cross_entropy`.
+
+    Reads no values, so it never waits for an accelerator.
+
+    Args:
+        logits: Scores, shape ``(C,)`` or ``(N, C, d1, ...)``, floating dtype.
+        target: Class indices, int64 of shape ``()`` or ``(N, d1, ...)``, or probabilities, floating, shaped as
+            ``logits``.
+
+    Raises:
+        TypeError: A dtype that is neither a score, an index nor a probability.
+        ValueError: Shapes that do not go together.
+    """
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating, got {logits.dtype}: pass the network's raw scores.")
+    if logits.ndim == 0:
+        raise ValueError("logits have no class dimension: pass shape (C,) or (N, C, ...).")
+    if target.is_floating_point():
+        if target.shape != logits.shape:
+            raise ValueError(
+                f"a {target.dtype} target is read as class probabilities and must have the logits' shape "
+                f"{tuple(logits.shape)}, got {tuple(target.shape)}: pass class indices as int64."
+            )
+        return
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64 class indices or floating probabilities, got {target.dtype}.")
+    expected = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[1:]
+    if target.shape != expected:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)} but logits {tuple(logits.shape)} need {tuple(expected)} class "
+            "indices: the classes are dimension 1 of the logits."
+        )
+
+
+def validate_target(target: Tensor, num_classes: int, ignore_index: int = -100) -> None:
+    """Raise unless every value in ``target`` is a class, ``ignore_index``, or a probability vector.
+
+    Reads the values: on an accelerator this waits for it, so the losses do so at their first call only, and on the
+    CPU at every call.
+
+    Args:
+        target: Class indices of any shape, or probabilities ``(C,)`` or ``(N, C, d1, ...)``.
+        num_classes: The number of classes C.
+        ignore_index: The index that marks an entry without a label.
+
+    Raises:
+        ValueError: A label outside ``0..C-1``, or probabilities that are negative, not finite or do not sum to one.
+
+    Example:
+        >>> validate_target(torch.tensor([0, 3]), num_classes=3)
+        Traceback (most recent call last):
+        ...
+        ValueError: target holds label 3 but there are 3 classes: labels run from 0 to 2, and -100 (ignore_index) ...
+    """
+    if target.numel() == 0:
+        return
+    if not target.is_floating_point():
+        wrong = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+        if wrong.any():
+            raise ValueError(
+                f"target holds label {int(target[wrong][0])} but there are {num_classes} classes: labels run from 0 to "
+                f"{num_classes - 1}, and {ignore_index} (ignore_index) marks an entry without one."
+            )
+        return
+    sums = target.sum(dim=1 if target.ndim > 1 else 0, dtype=torch.promote_types(target.dtype, torch.float32))
+    # A half-precision probability is off by up to 2^-9 of itself (bfloat16), and so is its sum.
+    tolerance = max(1e-4, 4 * torch.finfo(target.dtype).eps)
+    off = ~((sums - 1).abs() <= tolerance)  # negated, so that NaN is wrong too
+    if off.any():
+        raise ValueError(
+            f"a soft target sums to {float(sums[off][0]):.6g} over the classes, not to one: normalise it, or pass "
+            "class indices as int64."
+        )
+    if target.min() < 0:
+        raise ValueError(f"a soft target holds {float(target.min()):.6g}: probabilities cannot be negative.")
+
+
+def values_readable(tensor: Tensor) -> bool:
+    """Whether Python may look at the values of ``tensor`` (not while compiling, not inside ``vmap``)."""
+    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor))
