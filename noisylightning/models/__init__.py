@@ -1,5 +1,6 @@
-"""Backbones: modules that map a batch of inputs to logits ``(N, C)``."""
+"""Backbones: networks that map a batch of inputs to logits ``(N, C)``."""
 
 from noisylightning.models.mlp import MLP
+from noisylightning.models.resnet import CIFARResNet, ResNet34
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "CIFARResNet", "ResNet34"]
