@@ -1,1 +1,25 @@
-"""Data modules whose labels may be wrong, and the noise that makes them so."""
+"""Data modules with noisy labels, and the noise."""
+
+from noisylightning.data.base import NoisyDataModule
+from noisylightning.data.digits import DigitsDataModule
+from noisylightning.data.mnist import MNISTDataModule
+from noisylightning.data.noise import (
+    AsymmetricNoise,
+    LabelNoise,
+    NoisyLabels,
+    PairFlipNoise,
+    SymmetricNoise,
+    TransitionNoise,
+)
+
+__all__ = [
+    "AsymmetricNoise",
+    "DigitsDataModule",
+    "LabelNoise",
+    "MNISTDataModule",
+    "NoisyDataModule",
+    "NoisyLabels",
+    "PairFlipNoise",
+    "SymmetricNoise",
+    "TransitionNoise",
+]

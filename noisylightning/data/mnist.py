@@ -1,0 +1,105 @@
+"""MNIST and Fashion-MNIST, from the files and folders that torchvision uses."""
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from noisylightning.data.base import NoisyDataModule
+from noisylightning.data.image import Normalize
+from noisylightning.transition import MNIST_FLIPS
+
+
+def default_data_dir() -> Path:
+    """The folder that the environment variable ``NOISYLIGHTNING_DATA`` names, else ``data``."""
+    return Path(os.environ.get("NOISYLIGHTNING_DATA", "data"))
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read a file of MNIST's format, plain or gzipped.
+
+    Args:
+        path: The plain file; ``path.gz`` is taken where only that exists.
+
+    Returns:
+        uint8 tensor of the shape that the file's head gives.
+
+    Raises:
+        FileNotFoundError: If neither exists.
+        ValueError: If the file is not of the format or is cut short.
+    """
+    zipped = path.with_name(path.name + ".gz")
+    try:
+        if path.is_file():
+            content = path.read_bytes()
+        elif zipped.is_file():
+            path = zipped
+            content = gzip.decompress(zipped.read_bytes())
+        else:
+            raise FileNotFoundError(
+                f"no {path.name}[.gz] in {path.parent}: set data_dir or NOISYLIGHTNING_DATA to the folder that holds "
+                f"{path.parent.parent.name}/raw, or download=True."
+            )
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is truncated or corrupt ({error}): fetch it again.") from error
+    # bytes 0 and 1 are zero, 2 is the type (8: uint8), 3 the number of dimensions, then their sizes, big-endian
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{path} is not a file of MNIST's format, it begins {content[:4]!r}: fetch it again.")
+    ndim = content[3]
+    shape = np.frombuffer(content[4 : 4 + 4 * ndim], dtype=">u4").tolist()
+    values = np.frombuffer(content, dtype=np.uint8, offset=min(4 + 4 * ndim, len(content)))
+    if len(shape) != ndim or values.size != int(np.prod(shape)):
+        raise ValueError(f"{path} is truncated, {values.size} values where its head says {shape}: fetch it again.")
+    return torch.from_numpy(values.reshape(shape).copy())
+
+
+class MNISTDataModule(NoisyDataModule):
+    """MNIST: 60,000 images of digits to train and validate, 10,000 to test.
+
+    Inputs are normalised float images of shape (1, 28, 28), kept in memory as uint8.
+
+    Args:
+        data_dir: Folder that holds ``MNIST/raw``, as torchvision lays it out; by default what the environment variable
+            ``NOISYLIGHTNING_DATA`` names, else ``data``.
+        download: Whether to fetch files that are missing.
+        kwargs: What every data module takes, see :class:`NoisyDataModule`.
+
+    Raises:
+        FileNotFoundError: At ``setup``, if the files are not there.
+        ValueError: At ``setup``, if one is truncated.
+    """
+
+    flips = MNIST_FLIPS
+    dataset: ClassVar[type[datasets.MNIST]] = datasets.MNIST
+
+    def __init__(self, data_dir: str | Path | None = None, download: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.data_dir = default_data_dir() if data_dir is None else Path(data_dir)
+        self.download = download
+        self.num_classes = 10
+        self.class_names = [str(digit) for digit in range(10)]
+        self.transform = Normalize(mean=[0.1307], std=[0.3081])
+
+    def prepare_data(self) -> None:
+        """Fetch the files where that is asked for, on one process."""
+        if self.download:
+            self.dataset(self.data_dir, download=True)
+
+    def load_train(self) -> tuple[Tensor, Tensor]:
+        """The 60,000 training images."""
+        return self._part("train")
+
+    def load_test(self) -> tuple[Tensor, Tensor]:
+        """The 10,000 test images."""
+        return self._part("t10k")
+
+    def _part(self, part: str) -> tuple[Tensor, Tensor]:
+        folder = self.data_dir / self.dataset.__name__ / "raw"
+        images, labels = read_idx(folder / f"{part}-images-idx3-ubyte"), read_idx(folder / f"{part}-labels-idx1-ubyte")
+        return images.unsqueeze(1), labels
