@@ -1,6 +1,18 @@
 """Backbones: networks that map a batch of inputs to logits ``(N, C)``."""
 
 from noisylightning.models.mlp import MLP
+from noisylightning.models.pretrained import HuggingFaceClassifier, TimmModel, TorchvisionModel
 from noisylightning.models.resnet import CIFARResNet, ResNet34
+from noisylightning.models.text import EmbeddingClassifier, LSTMClassifier, TransformerClassifier
 
-__all__ = ["MLP", "CIFARResNet", "ResNet34"]
+__all__ = [
+    "MLP",
+    "CIFARResNet",
+    "EmbeddingClassifier",
+    "HuggingFaceClassifier",
+    "LSTMClassifier",
+    "ResNet34",
+    "TimmModel",
+    "TorchvisionModel",
+    "TransformerClassifier",
+]
