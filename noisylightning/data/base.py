@@ -171,7 +171,7 @@ class NoisyDataModule(LightningDataModule):
             return record
         if noise is None:
             raise FileNotFoundError(
-                f"No manifest of noisy labels at {self.manifest}, and no noise to make one with; "
+                f"no manifest of noisy labels at {self.manifest}, and no noise to make one with: "
                 "check the path or give noise."
             )
         record = NoisyLabels.draw(noise, labels, self.num_classes, self.noise_seed, inputs)

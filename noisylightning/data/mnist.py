@@ -1,6 +1,7 @@
 """MNIST and Fashion-MNIST, from the files and folders that torchvision uses."""
 
 import gzip
+import math
 import os
 import zlib
 from pathlib import Path
@@ -51,11 +52,11 @@ def read_idx(path: Path) -> Tensor:
     # bytes 0 and 1 are zero, 2 is the type (8: uint8), 3 the number of dimensions, then their sizes, big-endian
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is not a file of MNIST's format, it begins {content[:4]!r}: fetch it again.")
-    ndim = content[3]
-    shape = np.frombuffer(content[4 : 4 + 4 * ndim], dtype=">u4").tolist()
-    values = np.frombuffer(content, dtype=np.uint8, offset=min(4 + 4 * ndim, len(content)))
-    if len(shape) != ndim or values.size != int(np.prod(shape)):
-        raise ValueError(f"{path} is truncated, {values.size} values where its head says {shape}: fetch it again.")
+    start = 4 + 4 * content[3]
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
+    if len(content) != start + math.prod(shape):
+        raise ValueError(f"{path} is truncated, {len(content)} bytes for values of shape {shape}: fetch it again.")
+    values = np.frombuffer(content, dtype=np.uint8, offset=start)
     return torch.from_numpy(values.reshape(shape).copy())
 
 

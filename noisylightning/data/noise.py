@@ -45,9 +45,7 @@ def check_labels(labels: Tensor, num_classes: int, *, what: str = "labels") -> T
     """
     labels = torch.as_tensor(labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(
-            f"{what} must be integers in 0..{num_classes - 1}, got dtype {labels.dtype}; convert them first."
-        )
+        raise TypeError(f"{what} must be integers in 0..{num_classes - 1}, got {labels.dtype}: convert them first.")
     if labels.ndim != 1 or len(labels) == 0:
         raise ValueError(f"{what} must have shape (N,) with N > 0, got {tuple(labels.shape)}; pass one label a sample.")
     labels = labels.to(torch.int64)
@@ -392,9 +390,9 @@ class NoisyLabels:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"No manifest of noisy labels at {path}; save one first or check the path.")
+            raise FileNotFoundError(f"no manifest of noisy labels at {path}: save one first or check the path.")
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 requested = float(content["requested_rate"])
                 record = cls(
                     labels=torch.from_numpy(content["labels"]),

@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from noisylightning.data import AsymmetricNoise, NoisyLabels, PairFlipNoise, SymmetricNoise, TransitionNoise
+from noisylightning.data.noise import check_labels, labels_checksum, measure_transition, sample_noisy_labels
+from noisylightning.transition import MNIST_FLIPS, from_flips, mnist_asymmetric, pairflip, symmetric
+
+
+def cycling(n: int, num_classes: int) -> torch.Tensor:
+    return torch.arange(n) % num_classes
+
+
+@pytest.mark.parametrize(
+    ("noise", "asked"),
+    [
+        (SymmetricNoise(0.5), symmetric(10, 0.5)),
+        (PairFlipNoise(0.45), pairflip(10, 0.45)),
+        (AsymmetricNoise(0.6, flips=dict(MNIST_FLIPS)), mnist_asymmetric(0.6)),
+        (AsymmetricNoise(0.4, flips={0: {1: 1.0, 2: 3.0}}), from_flips(10, {0: {1: 1.0, 2: 3.0}}, 0.4)),
+        (TransitionNoise(symmetric(10, 0.3)), symmetric(10, 0.3)),
+    ],
+)
+def test_drawn_labels_follow_the_transition_asked_for(noise, asked):
+    clean = cycling(200_000, 10)
+    record = NoisyLabels.draw(noise, clean, num_classes=10, seed=3)
+    assert torch.equal(record.transition, asked)
+    measured = measure_transition(clean, record.labels, 10)
+    # five standard deviations of a share among 20,000 draws
+    assert ((measured - asked).abs() <= 5 * (asked * (1 - asked) / 20_000).sqrt()).all()
+    assert record.requested_rate == pytest.approx(1 - asked.diagonal().mean().item(), abs=1e-6)
+    assert record.actual_rate == pytest.approx((record.labels != clean).double().mean().item())
+
+
+def test_a_row_is_sampled_as_a_hand_written_inverse_would():
+    transition = torch.tensor([[0.0, 0.25, 0.0, 0.75], [0.5, 0.0, 0.5, 0.0], [0, 0, 0, 1.0], [1.0, 0, 0, 0]])
+    labels = torch.randint(4, (500,), generator=torch.Generator().manual_seed(0))
+    u = torch.rand(500, generator=torch.Generator().manual_seed(7), dtype=torch.float64).tolist()
+    expected = []
+    for label, draw in zip(labels.tolist(), u, strict=True):
+        noisy, below = 0, float(transition[label, 0])
+        while draw >= below:
+            noisy += 1
+            below += float(transition[label, noisy])
+        expected.append(noisy)
+    found = sample_noisy_labels(labels, transition, torch.Generator().manual_seed(7))
+    assert found.tolist() == expected
+
+
+@given(rate=st.floats(0, 1), num_classes=st.integers(2, 12), seed=st.integers(0, 2**40))
+@settings(max_examples=50, deadline=None)
+def test_no_label_outside_the_classes_and_none_of_probability_zero(rate, num_classes, seed):
+    clean = cycling(300, num_classes)
+    record = NoisyLabels.draw(PairFlipNoise(rate), clean, num_classes, seed)
+    assert record.transition[clean, record.labels].gt(0).all()
+
+
+def test_the_seed_alone_decides():
+    clean = cycling(1000, 4)
+    first, again, other = (NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.labels, other.labels)
+
+
+def test_the_global_stream_is_neither_read_nor_moved():
+    clean = cycling(1000, 4)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=1).labels, first.labels)
+
+
+def test_a_manifest_comes_back_as_it_was(tmp_path):
+    clean = cycling(100, 4)
+    record = NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=2**40 + 1)
+    record.save(tmp_path / "deep" / "noise.npz")
+    found = NoisyLabels.load(tmp_path / "deep" / "noise.npz", clean)
+    assert torch.equal(found.labels, record.labels)
+    assert torch.equal(found.transition, record.transition)
+    for name in ("seed", "checksum", "requested_rate", "actual_rate"):
+        assert getattr(found, name) == getattr(record, name)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["noise.npz"]
+
+
+def test_a_manifest_refuses_other_data(tmp_path):
+    clean = cycling(100, 4)
+    NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=0).save(tmp_path / "noise.npz")
+    other = clean.clone()
+    other[[0, 1]] = other[[1, 0]]
+    with pytest.raises(ValueError, match="was made for other data"):
+        NoisyLabels.load(tmp_path / "noise.npz", other)
+
+
+def test_a_manifest_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "noise.npz"
+    with pytest.raises(FileNotFoundError, match="no manifest of noisy labels at"):
+        NoisyLabels.load(path, cycling(4, 2))
+    path.write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(ValueError, match="is not a manifest"):
+        NoisyLabels.load(path, cycling(4, 2))
+    np.savez(path, labels=np.zeros(4, np.int64))
+    with pytest.raises(ValueError, match="is not a manifest"):
+        NoisyLabels.load(path, cycling(4, 2))
+    np.savez(path, labels=np.array([{}], dtype=object), requested_rate=0.0)
+    with pytest.raises(ValueError, match="is not a manifest"):
+        NoisyLabels.load(path, cycling(4, 2))
+
+
+def test_a_truncated_manifest_is_refused(tmp_path):
+    path = tmp_path / "noise.npz"
+    clean = cycling(1000, 4)
+    NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=0).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="is not a manifest"):
+        NoisyLabels.load(path, clean)
+
+
+def test_a_manifest_of_other_noise_is_refused():
+    record = NoisyLabels.draw(SymmetricNoise(0.5), cycling(100, 4), 4, seed=0)
+    record.check_asked(SymmetricNoise(0.5), 4, seed=0)
+    with pytest.raises(ValueError, match="another T than the SymmetricNoise asked for"):
+        record.check_asked(SymmetricNoise(0.4), 4, seed=0)
+    with pytest.raises(ValueError, match="noise seed 0, not 1"):
+        record.check_asked(SymmetricNoise(0.5), 4, seed=1)
+
+
+def test_the_checksum_does_not_depend_on_the_integer_type():
+    labels = cycling(50, 5)
+    assert labels_checksum(labels) == labels_checksum(labels.to(torch.uint8))
+    assert labels_checksum(labels) != labels_checksum(labels.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "words"),
+    [
+        (torch.tensor([0.0, 1.0]), TypeError, "must be integers in 0..1, got torch.float32"),
+        (torch.tensor([True, False]), TypeError, "must be integers in 0..1, got torch.bool"),
+        (torch.tensor([[0, 1]]), ValueError, r"shape \(N,\) with N > 0, got \(1, 2\)"),
+        (torch.tensor([], dtype=torch.long), ValueError, r"got \(0,\)"),
+        (torch.tensor([0, 1, 2]), ValueError, "got 2 at sample 2"),
+        (torch.tensor([0, -1]), ValueError, "got -1 at sample 1"),
+        (torch.tensor([1, 1]), ValueError, "no sample of class 0"),
+    ],
+)
+def test_bad_labels_are_refused_in_one_sentence(labels, error, words):
+    with pytest.raises(error, match=words) as caught:
+        check_labels(labels, 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_map_is_wanted_where_the_data_has_none():
+    with pytest.raises(ValueError, match="give flips"):
+        AsymmetricNoise(0.3).transition(4)
+
+
+def test_a_transition_of_another_size_is_refused(tmp_path):
+    np.save(tmp_path / "t.npy", symmetric(3, 0.1).numpy())
+    assert torch.equal(TransitionNoise(tmp_path / "t.npy").transition(3), symmetric(3, 0.1))
+    with pytest.raises(ValueError, match="4"):
+        TransitionNoise(tmp_path / "t.npy").transition(4)
