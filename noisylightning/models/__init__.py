@@ -1,5 +1,6 @@
 """Backbones: networks that map a batch of inputs to logits ``(N, C)``."""
 
+from noisylightning.models.batchnorm_head import BatchNormHead
 from noisylightning.models.mlp import MLP
 from noisylightning.models.pretrained import HuggingFaceClassifier, TimmModel, TorchvisionModel
 from noisylightning.models.resnet import CIFARResNet, ResNet34
@@ -7,6 +8,7 @@ from noisylightning.models.text import EmbeddingClassifier, LSTMClassifier, Tran
 
 __all__ = [
     "MLP",
+    "BatchNormHead",
     "CIFARResNet",
     "EmbeddingClassifier",
     "HuggingFaceClassifier",
