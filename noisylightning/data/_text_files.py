@@ -1,0 +1,133 @@
+"""Reading texts and their labels from files; every fault is one sentence that names the file and the line."""
+
+import csv
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+_OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
+
+
+def read_text(path: Path) -> str:
+    """Read one UTF-8 file that holds one text.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: If the file is not UTF-8 or blank.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it.") from error
+    return checked_text(text, str(path))
+
+
+def checked_text(text: Any, where: str) -> str:
+    """Check that something read is a text and not empty.
+
+    Args:
+        text: What was read.
+        where: Where it stands, for the error.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: If it is no text or blank.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{where} has {text!r} for a text; give a string.")
+    if not text.strip():
+        raise ValueError(f"{where} has an empty text; remove it or restore its words.")
+    return text
+
+
+def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a table of CSV, TSV or JSON Lines, plain or compressed (``.gz``, ``.xz``), row by row.
+
+    Args:
+        path: The file, of which the suffix tells the format.
+        columns: The columns that every row must have.
+
+    Yields:
+        The line on which a row ends, counted from 1, and its fields.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the format is unknown, the file is damaged, truncated or not UTF-8, or a column is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; correct the path.")
+    kind = path.with_suffix("").suffix if path.suffix in _OPENERS else path.suffix
+    if kind not in (".csv", ".tsv", ".jsonl"):
+        raise ValueError(f"{path} must end in .csv, .tsv or .jsonl, perhaps followed by .gz or .xz.")
+    line = 0
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            rows = _json_rows(file) if kind == ".jsonl" else _csv_rows(file, "\t" if kind == ".tsv" else ",")
+            for line, row in rows:
+                missing = [column for column in columns if row.get(column) is None]
+                if missing:
+                    raise _Fault(f"has no column {missing[0]!r} (it has {', '.join(map(str, row))})")
+                yield line, row
+    except _Fault as fault:
+        raise ValueError(f"{path}, line {max(line, 1)}, {fault}.") from None
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read after line {line} ({error}); correct it.") from error
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again.") from error
+
+
+class _Fault(Exception):
+    pass
+
+
+def _csv_rows(file: IO[str], delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    for row in reader:
+        if None in row:
+            raise _Fault(f"ending on line {reader.line_num} has more fields than the first line names")
+        yield reader.line_num, row
+
+
+def _json_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text in enumerate(file, start=1):
+        row = json.loads(text)
+        yield line, row if isinstance(row, dict) else {}
+
+
+def label_number(label: Any, class_names: Sequence[str], where: str) -> int:
+    """The number of the class that a label names.
+
+    Args:
+        label: A class name or, where no class has that name, a class number.
+        class_names: Names of the C classes.
+        where: Where the label stands, for the error.
+
+    Returns:
+        The class number, 0 to C - 1.
+
+    Raises:
+        ValueError: If the label is blank or names no class.
+
+    Example:
+        >>> label_number("pos", ["neg", "pos"], "here"), label_number(0, ["neg", "pos"], "here")
+        (1, 0)
+    """
+    name = str(label).strip()
+    if not name:
+        raise ValueError(f"{where} has no label; give one or remove the text.")
+    if name in class_names:
+        return list(class_names).index(name)
+    if not isinstance(label, bool) and name.isdecimal() and int(name) < len(class_names):
+        return int(name)
+    raise ValueError(f"{where} has the label {label!r}, not among the classes {', '.join(class_names)}; correct it.")
