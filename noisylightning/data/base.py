@@ -2,7 +2,7 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noisylightning.data._random import seeded_generator
-from noisylightning.data.noise import AsymmetricNoise, LabelNoise, NoisyLabels, TransitionNoise, check_labels
+from noisylightning.data.manifest import NoisyLabels
+from noisylightning.data.noise import AsymmetricNoise, LabelNoise, TransitionNoise, check_labels
 from noisylightning.data.view import Augmentation, EpochSampler, Inputs, LabelledView, Transform
 from noisylightning.transition import from_flips
 
@@ -24,7 +25,7 @@ class NoisyDataModule(LightningDataModule):
 
     A subclass sets ``num_classes`` and ``class_names`` in its constructor and overrides :meth:`load_train` and
     :meth:`load_test`; inputs that need it are brought to the network's form by ``transform`` and, in training only,
-    varied by ``augment``.
+    varied by ``augmentation``.
 
     The labels are corrupted once, those of training and validation together; the test set never passes through here.
     Batches are ``(inputs, labels)``, or ``(inputs, labels, index)`` with the sample's place in :meth:`load_train`.
@@ -43,7 +44,7 @@ class NoisyDataModule(LightningDataModule):
         num_classes: Number of classes C, known before ``setup``.
         class_names: Their C names, known before ``setup``.
         transform: From a batch as stored to a batch as the network takes it.
-        augment: Random variation of training batches, see :data:`~noisylightning.data.view.Augmentation`.
+        augmentation: Random variation of training batches, see :class:`~noisylightning.data.view.Augmentation`.
         flips: The paper's map for asymmetric noise, where there is one for this data.
         noisy_labels: After ``setup``, the record of the noise; None where ``noise`` is.
 
@@ -57,10 +58,10 @@ class NoisyDataModule(LightningDataModule):
     """
 
     num_classes: int
-    class_names: list[str]
+    class_names: Sequence[str]
     flips: ClassVar[Mapping[int, Any] | None] = None
     transform: Transform | None = None
-    augment: Augmentation | None = None
+    augmentation: Augmentation | None = None
 
     def __init__(
         self,
@@ -185,13 +186,9 @@ class NoisyDataModule(LightningDataModule):
         )
         if self.noisy_labels is None:
             return f"{sizes}; labels as they are."
-        asked = self.noisy_labels.requested_rate
-        wrong = f"{self.noisy_labels.actual_rate:.2%} of the labels are wrong"
-        return (
-            f"{sizes}; {wrong}"
-            + (f", {asked:.2%} asked for" if asked is not None else "")
-            + (f" (seed {self.noisy_labels.seed}).")
-        )
+        asked, seed = self.noisy_labels.requested_rate, self.noisy_labels.seed
+        wrong = f"{sizes}; {self.noisy_labels.actual_rate:.2%} of the labels are wrong"
+        return f"{wrong}." if asked is None else f"{wrong}, {asked:.2%} asked for (seed {seed})."
 
     @property
     def summary(self) -> dict[str, int | float | None]:
@@ -213,7 +210,7 @@ class NoisyDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training samples with noisy labels, augmented, in an order set by seed and epoch."""
-        view = self._train_view(self.train_index, augment=self.augment)
+        view = self._train_view(self.train_index, self.augmentation)
         trainer = self.trainer
         if trainer is None:
             sampler = EpochSampler(view, seed=self.seed)
@@ -241,18 +238,20 @@ class NoisyDataModule(LightningDataModule):
         """Training and validation samples with noisy labels, not augmented, in the order of :meth:`load_train`."""
         return self._loader(self._train_view(torch.cat([self.train_index, self.val_index]).sort().values))
 
-    def _train_view(self, index: Tensor, augment: Augmentation | None = None) -> LabelledView:
+    def _train_view(self, index: Tensor, augmentation: Augmentation | None = None) -> LabelledView:
         assert self._train is not None, "call setup first"
         inputs, labels = self._train
         labels = labels if self.noisy_labels is None else self.noisy_labels.labels
-        return self._view(inputs, labels, index, augment)
+        return self._view(inputs, labels, index, augmentation)
 
-    def _view(self, inputs: Inputs, labels: Tensor, index: Tensor, augment: Augmentation | None = None) -> LabelledView:
+    def _view(
+        self, inputs: Inputs, labels: Tensor, index: Tensor, augmentation: Augmentation | None = None
+    ) -> LabelledView:
         if isinstance(inputs, Tensor) and self.trainer is not None:
             device = self.trainer.strategy.root_device
             if device.type == "cuda":
                 inputs = inputs.to(device)
-        return LabelledView(inputs, labels, index, augment, self.transform, self.with_index)
+        return LabelledView(inputs, labels, index, self.transform, augmentation, self.seed, self.with_index)
 
     def _loader(self, view: LabelledView, sampler: EpochSampler | None = None) -> DataLoader[Any]:
         if isinstance(view.inputs, Tensor):  # Lightning would advise workers, which only slow such data down

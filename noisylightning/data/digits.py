@@ -1,7 +1,5 @@
 """The handwritten digits that come with scikit-learn: real images, no download."""
 
-from typing import Any
-
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -27,12 +25,9 @@ class DigitsDataModule(NoisyDataModule):
         {'train': 1293, 'validation': 144, 'test': 360}
     """
 
+    num_classes = 10
+    class_names = tuple("0123456789")
     flips = MNIST_FLIPS
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.num_classes = 10
-        self.class_names = [str(digit) for digit in range(10)]
 
     def load_train(self) -> tuple[Tensor, Tensor]:
         """The 1,437 images that are not the test set's."""

@@ -4,6 +4,7 @@ import gzip
 import math
 import os
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,16 +77,16 @@ class MNISTDataModule(NoisyDataModule):
         ValueError: At ``setup``, if one is truncated.
     """
 
-    flips = MNIST_FLIPS
+    num_classes = 10
+    class_names: Sequence[str] = tuple("0123456789")
+    flips: ClassVar[Mapping[int, int] | None] = MNIST_FLIPS
+    transform = Normalize(mean=[0.1307], std=[0.3081])
     dataset: ClassVar[type[datasets.MNIST]] = datasets.MNIST
 
     def __init__(self, data_dir: str | Path | None = None, download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.data_dir = default_data_dir() if data_dir is None else Path(data_dir)
         self.download = download
-        self.num_classes = 10
-        self.class_names = [str(digit) for digit in range(10)]
-        self.transform = Normalize(mean=[0.1307], std=[0.3081])
 
     def prepare_data(self) -> None:
         """Fetch the files where that is asked for, on one process."""
@@ -104,3 +105,17 @@ class MNISTDataModule(NoisyDataModule):
         folder = self.data_dir / self.dataset.__name__ / "raw"
         images, labels = read_idx(folder / f"{part}-images-idx3-ubyte"), read_idx(folder / f"{part}-labels-idx1-ubyte")
         return images.unsqueeze(1), labels
+
+
+class FashionMNISTDataModule(MNISTDataModule):
+    """Fashion-MNIST: 60,000 images of clothes to train and validate, 10,000 to test; the folder is ``FashionMNIST``.
+
+    All else is as in :class:`MNISTDataModule`, but the paper gives no flips for it.
+    """
+
+    class_names = (
+        "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
+    )  # fmt: skip
+    flips = None
+    transform = Normalize(mean=[0.2860], std=[0.3530])
+    dataset = datasets.FashionMNIST

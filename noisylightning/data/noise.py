@@ -1,4 +1,4 @@
-"""Label noise: what corrupts clean labels, and the record of what came of it.
+"""Label noise: what corrupts clean labels.
 
 Labels are corrupted once, all at once, from an explicit seed. The noisy label of a sample is therefore a function of
 the seed and of the sample's place in the data set, never of the batch, worker or rank that reads it.
@@ -6,20 +6,13 @@ the seed and of the sample's place in the data set, never of the batch, worker o
 Throughout, ``T[i, j] = p(noisy = j | clean = i)``: rows sum to one.
 """
 
-import hashlib
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from noisylightning._files import written_whole
-from noisylightning.data._random import seeded_generator
 from noisylightning.data.view import Inputs
 from noisylightning.transition import from_flips, load_transition, pairflip, symmetric, validate_transition
 
@@ -63,6 +56,26 @@ def check_labels(labels: Tensor, num_classes: int, *, what: str = "labels") -> T
             "drop the class or add samples of it."
         )
     return labels
+
+
+def measure_transition(clean: Tensor, noisy: Tensor, num_classes: int) -> Tensor:
+    """The T found between clean and noisy labels by counting.
+
+    Args:
+        clean: Clean labels, int64, shape (N,); every class occurs.
+        noisy: Noisy labels, int64, shape (N,).
+        num_classes: Number of classes C.
+
+    Returns:
+        T of shape (C, C): row i holds the shares of the noisy labels among the samples of clean class i.
+
+    Example:
+        >>> measure_transition(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), 2)
+        tensor([[0.5000, 0.5000],
+                [0.0000, 1.0000]])
+    """
+    counts = torch.bincount(clean * num_classes + noisy, minlength=num_classes**2).view(num_classes, num_classes)
+    return (counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)).to(torch.get_default_dtype())
 
 
 class LabelNoise(ABC):
@@ -236,181 +249,57 @@ class TransitionNoise(ClassConditionalNoise):
         return self._transition
 
 
-def labels_checksum(labels: Tensor) -> str:
-    """SHA-256 of labels, by which a manifest knows the data that it was made for.
+class InstanceDependentNoise(LabelNoise):
+    """Labels that the input itself makes hard: part-dependent noise (Xia et al. 2020, algorithm 2).
+
+    A sample is mislabelled with a probability of its own, q ~ N(rate, 0.1^2) cut to [0, 1], and the wrong class follows
+    softmax(x W[y]) without the own one, W[y] standard normal. No T describes it; the one measured is reported.
 
     Args:
-        labels: Integer labels of shape (N,).
-
-    Returns:
-        The hexadecimal digest of the labels as little-endian 64-bit integers.
-
-    Example:
-        >>> labels_checksum(torch.tensor([0, 1]))[:8]
-        '9d34149f'
-    """
-    return hashlib.sha256(labels.cpu().numpy().astype("<i8").tobytes()).hexdigest()
-
-
-def measure_transition(clean: Tensor, noisy: Tensor, num_classes: int) -> Tensor:
-    """The T found between clean and noisy labels by counting.
-
-    Args:
-        clean: Clean labels, int64, shape (N,); every class occurs.
-        noisy: Noisy labels, int64, shape (N,).
-        num_classes: Number of classes C.
-
-    Returns:
-        T of shape (C, C): row i holds the shares of the noisy labels among the samples of clean class i.
-
-    Example:
-        >>> measure_transition(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), 2)
-        tensor([[0.5000, 0.5000],
-                [0.0000, 1.0000]])
-    """
-    counts = torch.bincount(clean * num_classes + noisy, minlength=num_classes**2).view(num_classes, num_classes)
-    return (counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)).to(torch.get_default_dtype())
-
-
-@dataclass(frozen=True)
-class NoisyLabels:
-    """Noisy labels and what is known of how they came about: the manifest.
-
-    Two people compare on the same noise by sharing the file that :meth:`save` writes.
-
-    Attributes:
-        labels: Noisy labels, int64, shape (N,).
-        transition: T asked for, or, where the noise asks for none, T as measured, shape (C, C).
-        seed: Seed of the draw.
-        checksum: :func:`labels_checksum` of the clean labels.
-        requested_rate: Share of wrong labels asked for; None where the noise asks for none.
-        actual_rate: Share of wrong labels drawn.
-
-    Example:
-        >>> clean = torch.arange(1000) % 2
-        >>> noisy = NoisyLabels.draw(SymmetricNoise(0.25), clean, num_classes=2, seed=0)
-        >>> noisy.requested_rate, noisy.actual_rate
-        (0.25, 0.259)
+        rate: Mean share of labels made wrong, in [0, 1].
     """
 
-    labels: Tensor
-    transition: Tensor
-    seed: int
-    checksum: str
-    requested_rate: float | None
-    actual_rate: float
+    spread = 0.1
+    batch_size = 1024
 
-    @classmethod
-    def draw(
-        cls, noise: LabelNoise, clean_labels: Tensor, num_classes: int, seed: int, inputs: Inputs | None = None
-    ) -> "NoisyLabels":
-        """Corrupt clean labels, once.
+    def __init__(self, rate: float) -> None:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"the rate must lie in [0, 1], got {rate}.")
+        self.rate: float = rate
 
-        Args:
-            noise: What corrupts them.
-            clean_labels: Clean labels, integers of shape (N,).
-            num_classes: Number of classes C.
-            seed: Seed of the draw; the same seed gives the same labels.
-            inputs: The N inputs, for noise that depends on them.
+    def transition(self, num_classes: int) -> None:
+        """None: the noise is no function of the class alone."""
 
-        Returns:
-            The noisy labels and their record.
-        """
-        clean = check_labels(clean_labels, num_classes)
-        asked = noise.transition(num_classes)
-        noisy = noise.corrupt(clean, num_classes, seeded_generator("noise", seed), inputs)
-        if asked is None:
-            requested = noise.rate
-        else:
-            prior = torch.bincount(clean, minlength=num_classes).to(torch.float64) / len(clean)
-            wrong = 1 - asked.diagonal().to(torch.float64)
-            requested = round(float(prior @ wrong), 6)  # T is float32: 0.2, not 0.200000003
-        return cls(
-            labels=noisy,
-            transition=measure_transition(clean, noisy, num_classes) if asked is None else asked,
-            seed=seed,
-            checksum=labels_checksum(clean),
-            requested_rate=requested,
-            actual_rate=float((noisy != clean).double().mean()),
-        )
+    def corrupt(
+        self, labels: Tensor, num_classes: int, generator: torch.Generator, inputs: Inputs | None = None
+    ) -> Tensor:
+        """Draw noisy labels from the inputs, see :meth:`LabelNoise.corrupt`."""
+        if inputs is None:
+            raise ValueError("InstanceDependentNoise needs the inputs, and none were given: pass inputs.")
+        wrong = self._wrong_rates(len(labels), generator)
+        u = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+        noisy = torch.empty_like(labels)
+        weights: Tensor | None = None
+        for index in torch.arange(len(labels)).split(self.batch_size):
+            x = inputs[index].flatten(1).to("cpu", torch.float32)
+            x = torch.nn.functional.normalize(x - x.mean(dim=1, keepdim=True)) * x.shape[1] ** 0.5
+            if weights is None:
+                weights = torch.randn(num_classes, x.shape[1], num_classes, generator=generator)
+            noisy[index] = self._draw(x, labels[index], weights, wrong[index], u[index])
+        return noisy
 
-    def check_asked(self, noise: LabelNoise, num_classes: int, seed: int) -> None:
-        """Check that this is what a noise and a seed would have drawn.
+    def _wrong_rates(self, num: int, generator: torch.Generator) -> Tensor:
+        """The truncated normal by its inverse distribution function."""
+        low, high = torch.special.ndtr((torch.tensor([0.0, 1.0], dtype=torch.float64) - self.rate) / self.spread)
+        u = low + (high - low) * torch.rand(num, generator=generator, dtype=torch.float64)
+        return (self.rate + self.spread * torch.special.ndtri(u)).clamp(0, 1)
 
-        Args:
-            noise: The noise asked for.
-            num_classes: Number of classes C.
-            seed: The seed asked for.
-
-        Raises:
-            ValueError: If the record has another T or another seed.
-        """
-        asked = noise.transition(num_classes)
-        if asked is not None and (asked.shape != self.transition.shape or not torch.allclose(asked, self.transition)):
-            raise ValueError(
-                f"the manifest holds noise at rate {self.requested_rate} with another T than the "
-                f"{type(noise).__name__} asked for; remove noise to take the manifest as it is, or name another file."
-            )
-        if seed != self.seed:
-            raise ValueError(
-                f"the manifest was drawn from noise seed {self.seed}, not {seed}; give that seed or name another file."
-            )
-
-    def save(self, path: str | Path) -> None:
-        """Write the manifest.
-
-        Args:
-            path: Where to, usually ``*.npz``; an existing file is replaced in one step.
-        """
-        content: dict[str, Any] = {
-            "labels": self.labels.numpy(),
-            "transition": self.transition.numpy(),
-            "seed": np.int64(self.seed),
-            "checksum": np.str_(self.checksum),
-            "requested_rate": np.float64(np.nan if self.requested_rate is None else self.requested_rate),
-            "actual_rate": np.float64(self.actual_rate),
-        }
-        with written_whole(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **content)
-
-    @classmethod
-    def load(cls, path: str | Path, clean_labels: Tensor) -> "NoisyLabels":
-        """Read a manifest, for the data it was made for and no other.
-
-        Args:
-            path: The file that :meth:`save` wrote.
-            clean_labels: The labels that were corrupted.
-
-        Returns:
-            The noisy labels and their record.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is no manifest, or one of other data.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no manifest of noisy labels at {path}: save one first or check the path.")
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-                requested = float(content["requested_rate"])
-                record = cls(
-                    labels=torch.from_numpy(content["labels"]),
-                    transition=torch.from_numpy(content["transition"]),
-                    seed=int(content["seed"]),
-                    checksum=str(content["checksum"]),
-                    requested_rate=None if np.isnan(requested) else requested,
-                    actual_rate=float(content["actual_rate"]),
-                )
-        except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is not a manifest of noisy labels ({error}); write it with NoisyLabels.save."
-            ) from error
-        found = labels_checksum(torch.as_tensor(clean_labels))
-        if record.checksum != found:
-            raise ValueError(
-                f"The manifest {path} was made for other data: its checksum of the clean labels is "
-                f"{record.checksum[:12]}..., these {len(clean_labels)} labels have {found[:12]}...; "
-                "use the data it was made for or draw new noise."
-            )
-        return record
+    @staticmethod
+    def _draw(x: Tensor, labels: Tensor, weights: Tensor, wrong: Tensor, u: Tensor) -> Tensor:
+        scores = torch.empty(len(x), weights.shape[2])
+        for c in labels.unique().tolist():  # one product a class: W[labels] would hold a matrix a sample
+            scores[labels == c] = x[labels == c] @ weights[c]
+        own = labels.unsqueeze(1)
+        flips = scores.double().scatter(1, own, -torch.inf).softmax(dim=1) * wrong.unsqueeze(1)
+        cdf = flips.scatter(1, own, (1 - wrong).unsqueeze(1)).cumsum(dim=1)
+        return torch.searchsorted(cdf / cdf[:, -1:], u.unsqueeze(1), right=True).squeeze(1)

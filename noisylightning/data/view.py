@@ -15,10 +15,20 @@ from noisylightning.data._random import seeded_generator
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 """From a batch as stored to a batch as the network takes it, for example ``Normalize``."""
 
-Augmentation: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
-"""``(batch, index, epoch) -> batch``: what becomes of a sample depends on its index and the epoch alone."""
-
 Batch: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+
+
+class Augmentation(Protocol):
+    """A random variation of inputs, a batch at once, that gets its chance from outside.
+
+    Attributes:
+        num_draws: How many numbers it wants a sample.
+    """
+
+    num_draws: int
+
+    def __call__(self, inputs: Tensor, draws: Tensor, /) -> Tensor:
+        """Vary a batch of B inputs by ``draws``, uniform in [0, 1), float32 of shape (B, num_draws)."""
 
 
 class Inputs(Protocol):
@@ -38,8 +48,9 @@ class LabelledView(Dataset[Any]):
         inputs: All N inputs.
         labels: Labels of all N, int64, shape (N,).
         index: The samples that belong to the view, int64, shape (M,).
-        augment: Applied to a batch first; see :data:`Augmentation`.
-        transform: Applied to a batch after that.
+        transform: Applied to every batch.
+        augmentation: Applied before it. Its draws depend on seed, epoch and sample, not on batches or workers.
+        seed: Seed of the augmentation.
         with_index: Whether a batch is ``(inputs, labels, index)``, the index being the place among all N.
 
     Attributes:
@@ -56,29 +67,40 @@ class LabelledView(Dataset[Any]):
         inputs: Inputs,
         labels: Tensor,
         index: Tensor,
-        augment: Augmentation | None = None,
         transform: Transform | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
         with_index: bool = False,
     ) -> None:
         device = inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")
         self.inputs = inputs
         self.labels = labels.to(device)
         self.index = index.to(device)
-        self.augment = augment
         self.transform = transform
+        self.augmentation = augmentation
+        self.seed = seed
         self.with_index = with_index
         self.epoch = 0
+        self._drawn: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def _draws(self) -> Tensor:
+        assert self.augmentation is not None
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            generator = seeded_generator("augmentation", self.seed, self.epoch)
+            draws = torch.rand(len(self.labels), self.augmentation.num_draws, generator=generator, dtype=torch.float32)
+            self._drawn = self.epoch, draws.to(self.index.device)
+        return self._drawn[1]
 
     def __getitems__(self, positions: list[int]) -> Batch:
         # DataLoader looks for this name and then makes one call a batch
         index = self.index.index_select(0, torch.tensor(positions, device=self.index.device))
         # for a tensor index_select copies whole samples; inputs[index] is three times slower
         inputs = self.inputs.index_select(0, index) if isinstance(self.inputs, Tensor) else self.inputs[index]
-        if self.augment is not None:
-            inputs = self.augment(inputs, index, self.epoch)
+        if self.augmentation is not None:
+            inputs = self.augmentation(inputs, self._draws().index_select(0, index))
         if self.transform is not None:
             inputs = self.transform(inputs)
         labels = self.labels.index_select(0, index)

@@ -47,6 +47,15 @@ class Wrapped:
         return self.values[index]
 
 
+class Shift:
+    """Adds 1000 and its draw."""
+
+    num_draws = 1
+
+    def __call__(self, inputs, draws):
+        return inputs.double() + 1000 + draws[:, 0]
+
+
 class Recorder(LightningModule):
     """Trains on numbers and keeps the samples of every training epoch, in order."""
 
@@ -104,10 +113,27 @@ def test_the_estimation_loader_goes_through_all_in_order_with_noisy_labels():
 
 def test_augmentation_is_for_training_batches_only():
     data = set_up(batch_size=16)
-    data.augment = lambda batch, index, epoch: batch + 1000
+    data.augmentation = Shift()
     assert everything(data.train_dataloader())[0].min() >= 1000
     for loader in (data.val_dataloader(), data.test_dataloader(), data.estimation_dataloader()):
         assert everything(loader)[0].max() < 1000
+
+
+def test_augmentation_depends_on_seed_epoch_and_sample_alone():
+    def draws(epoch, **kwargs):
+        data = set_up(**kwargs)
+        data.augmentation = Shift()
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        found = everything(loader)[0] - 1000
+        return {int(value): float(value) for value in found}
+
+    first = draws(3)
+    assert draws(3, batch_size=5) == first
+    assert draws(3, num_workers=1) == first
+    assert draws(4) != first
+    assert draws(3, seed=1) != first
+    assert len({value % 1 for value in first.values()}) == len(first)
 
 
 def test_the_test_set_is_untouched():

@@ -4,8 +4,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisylightning.data import AsymmetricNoise, NoisyLabels, PairFlipNoise, SymmetricNoise, TransitionNoise
-from noisylightning.data.noise import check_labels, labels_checksum, measure_transition, sample_noisy_labels
+from noisylightning.data import (
+    AsymmetricNoise,
+    InstanceDependentNoise,
+    NoisyLabels,
+    PairFlipNoise,
+    SymmetricNoise,
+    TransitionNoise,
+)
+from noisylightning.data.manifest import labels_checksum
+from noisylightning.data.noise import check_labels, measure_transition, sample_noisy_labels
 from noisylightning.transition import MNIST_FLIPS, from_flips, mnist_asymmetric, pairflip, symmetric
 
 
@@ -162,3 +170,46 @@ def test_a_transition_of_another_size_is_refused(tmp_path):
     assert torch.equal(TransitionNoise(tmp_path / "t.npy").transition(3), symmetric(3, 0.1))
     with pytest.raises(ValueError, match="4"):
         TransitionNoise(tmp_path / "t.npy").transition(4)
+
+
+def patterns(n):
+    """Two kinds of input in each of four classes."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(8, 30, generator=generator)
+    clean = torch.arange(n) % 4
+    kind = clean + 4 * (torch.arange(n) // 4 % 2)
+    return kinds[kind] + 0.01 * torch.randn(n, 30, generator=generator), clean, kind
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.45])
+def test_instance_dependent_rates_follow_the_truncated_normal(rate):
+    inputs, clean, _ = patterns(40_000)
+    record = NoisyLabels.draw(InstanceDependentNoise(rate), clean, 4, seed=0, inputs=inputs)
+    u = np.random.default_rng(0).normal(rate, 0.1, 1_000_000)
+    assert record.requested_rate == rate
+    assert record.actual_rate == pytest.approx(u[(u >= 0) & (u <= 1)].mean(), abs=0.01)
+    assert torch.equal(record.transition, measure_transition(clean, record.labels, 4))
+
+
+def test_instance_dependent_noise_depends_on_the_input_within_a_class():
+    inputs, clean, kind = patterns(40_000)
+    noisy = NoisyLabels.draw(InstanceDependentNoise(0.4), clean, 4, seed=0, inputs=inputs).labels
+    by_kind = torch.bincount(kind * 4 + noisy, minlength=32).view(8, 4) / 5000
+    assert (by_kind[:4] - by_kind[4:]).abs().max() > 0.2
+
+
+def test_instance_dependent_noise_depends_on_the_seed_and_not_on_the_batches(monkeypatch):
+    inputs, clean, _ = patterns(2000)
+    first = NoisyLabels.draw(InstanceDependentNoise(0.4), clean, 4, seed=0, inputs=inputs).labels
+    monkeypatch.setattr(InstanceDependentNoise, "batch_size", 77)
+    assert torch.equal(NoisyLabels.draw(InstanceDependentNoise(0.4), clean, 4, seed=0, inputs=inputs).labels, first)
+    other = NoisyLabels.draw(InstanceDependentNoise(0.4), clean, 4, seed=1, inputs=inputs).labels
+    assert not torch.equal(other, first)
+
+
+def test_instance_dependent_noise_refuses_a_bad_rate_and_no_inputs():
+    _, clean, _ = patterns(80)
+    with pytest.raises(ValueError, match=r"the rate must lie in \[0, 1\], got 1.2"):
+        InstanceDependentNoise(1.2)
+    with pytest.raises(ValueError, match="needs the inputs"):
+        NoisyLabels.draw(InstanceDependentNoise(0.2), clean, 4, seed=0)
