@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from noisylightning.functional._protocol import StructuredTransition
+
 
 def check_inputs(logits: Tensor, target: Tensor) -> None:
     """Raise unless ``logits`` and ``target`` have the shapes and dtypes of :func:`torch.nn.functional.cross_entropy`.
@@ -64,6 +66,9 @@ def validate_target(target: Tensor, num_classes: int, ignore_index: int = -100) 
     if target.numel() == 0:
         return
     if not target.is_floating_point():
+        low, high = torch.aminmax(target)
+        if low >= 0 and high < num_classes:
+            return
         wrong = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
         if wrong.any():
             raise ValueError(
@@ -82,6 +87,61 @@ def validate_target(target: Tensor, num_classes: int, ignore_index: int = -100) 
         )
     if target.min() < 0:
         raise ValueError(f"a soft target holds {float(target.min()):.6g}: probabilities cannot be negative.")
+
+
+def check_transition(transition: Tensor | StructuredTransition, logits: Tensor) -> None:
+    """Raise unless T goes with the logits; its values are not read (see ``transition.validate_transition``).
+
+    Args:
+        transition: T, shape ``(C, C)``, or a structured T.
+        logits: Scores, shape ``(C,)`` or ``(N, C, d1, ...)``.
+
+    Raises:
+        TypeError: T is no floating tensor.
+        ValueError: T is not square, of another C, or on another device.
+    """
+    classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
+    if not isinstance(transition, Tensor):
+        if transition.num_classes != classes:
+            raise ValueError(f"T is for {transition.num_classes} classes but logits have {classes}.")
+        return
+    if not transition.is_floating_point():
+        raise TypeError(f"the transition matrix must be a floating tensor, got {transition.dtype}.")
+    if transition.shape != (classes, classes):
+        raise ValueError(
+            f"logits with {classes} classes need a transition matrix of shape {(classes, classes)}, got "
+            f"{tuple(transition.shape)}."
+        )
+    if transition.device != logits.device:
+        raise ValueError(
+            f"the transition matrix is on {transition.device} but the logits are on {logits.device}: move it with "
+            ".to(), or use a correction module, which moves it with the model."
+        )
+
+
+def check_arguments(
+    logits: Tensor,
+    target: Tensor,
+    transition: Tensor | StructuredTransition,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> None:
+    """Raise on whatever a functional corrected loss cannot be computed from; values are read on the CPU only."""
+    check_inputs(logits, target)
+    check_transition(transition, logits)
+    classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
+    if weight is not None and weight.shape != (classes,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)} but logits have {classes} classes.")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+    if target.device.type == "cpu" and values_readable(target):
+        validate_target(target, classes, ignore_index)
+
+
+def has_ignored(target: Tensor, ignore_index: int) -> bool:
+    """Whether some target may be ``ignore_index``; where looking is not free the answer is yes."""
+    return not (target.device.type == "cpu" and values_readable(target)) or bool((target == ignore_index).any())
 
 
 def values_readable(tensor: Tensor) -> bool:

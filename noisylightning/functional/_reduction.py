@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisylightning.functional._checks import has_ignored
+
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -42,8 +44,51 @@ def pick(vector: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
         >>> pick(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, 0]))
         tensor([2., 3.])
     """
-    safe = target.masked_fill(target == ignore_index, 0)
-    return vector.gather(1, safe.unsqueeze(1)).squeeze(1)
+    return vector.gather(1, without_ignored(target, ignore_index).unsqueeze(1)).squeeze(1)
+
+
+def without_ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """The targets with class 0 in place of ``ignore_index``, so that they can be looked up."""
+    return target.masked_fill(target == ignore_index, 0) if has_ignored(target, ignore_index) else target
+
+
+def class_last(tensor: Tensor) -> Tensor:
+    """One row of classes per target: ``(N, C, d1, ...)`` as ``(N * d1 * ..., C)``."""
+    return tensor if tensor.ndim == 2 else tensor.movedim(1, -1).flatten(0, -2)
+
+
+def expectation(vector: Tensor, weights: Tensor) -> Tensor:
+    """``sum_j q_j l_j`` over dimension 1; a label of weight zero counts nothing even if its loss is infinite.
+
+    Args:
+        vector: The loss of every label, shape ``(N, C, d1, ...)``.
+        weights: One factor per label, of any sign, same shape.
+
+    Returns:
+        Shape ``(N, d1, ...)``.
+
+    Example:
+        >>> expectation(torch.tensor([[1.0, 2.0, torch.inf]]), torch.tensor([[0.5, 0.5, 0.0]]))
+        tensor([1.5000])
+    """
+    return (weights * vector.masked_fill(weights == 0, 0)).sum(1)
+
+
+def weigh(target: Tensor, weight: Tensor | None) -> Tensor:
+    """Probabilities times the class weights: the way by which weights enter an expectation over labels.
+
+    Args:
+        target: One factor per label, shape ``(N, C, d1, ...)``.
+        weight: One factor per class, shape ``(C,)``.
+
+    Returns:
+        Same shape as ``target``.
+
+    Example:
+        >>> weigh(torch.tensor([[0.5, 0.5]]), torch.tensor([1.0, 4.0]))
+        tensor([[0.5000, 2.0000]])
+    """
+    return target if weight is None else target * weight.to(target.dtype).view(-1, *[1] * (target.ndim - 2))
 
 
 def reduce_values(
@@ -53,6 +98,7 @@ def reduce_values(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    weighted: bool = False,
 ) -> Tensor:
     """Weight, mask and reduce per-sample losses as :func:`torch.nn.functional.cross_entropy` does.
 
@@ -63,6 +109,7 @@ def reduce_values(
         weight: One factor per class, shape ``(C,)``. The mean divides by the sum of the factors.
         ignore_index: Entries with this index count nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weighted: Whether ``values`` carry the class weights already, so that they enter the mean's divisor alone.
 
     Returns:
         A scalar, or shape ``(N, d1, ...)`` for ``"none"``.
@@ -71,15 +118,18 @@ def reduce_values(
         >>> reduce_values(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 1, -100]))
         tensor(1.5000)
     """
-    if target.is_floating_point():
-        return values if reduction == "none" else values.sum() if reduction == "sum" else values.mean()
-    ignored = target == ignore_index
-    values = values.masked_fill(ignored, 0)
-    if weight is not None:
-        factor = weight.to(values.dtype)[target.masked_fill(ignored, 0)].masked_fill(ignored, 0)
-        values = values * factor
+    factor = None
+    if not target.is_floating_point():
+        if weight is not None:
+            factor = weight.to(values.dtype)[without_ignored(target, ignore_index)]
+            values = values if weighted else values * factor
+        if has_ignored(target, ignore_index):
+            ignored = target == ignore_index
+            values = values.masked_fill(ignored, 0)
+            factor = torch.ones_like(values) if factor is None else factor
+            factor = factor.masked_fill(ignored, 0)
     if reduction == "none":
         return values
     if reduction == "sum":
         return values.sum()
-    return values.sum() / (factor.sum() if weight is not None else (~ignored).sum())
+    return values.mean() if factor is None else values.sum() / factor.sum()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from noisylightning.functional._checks import check_inputs, validate_target, values_readable
-from noisylightning.functional._reduction import Reduction, log_softmax, pick, reduce_values
+from noisylightning.functional._reduction import Reduction, log_softmax, pick, reduce_values, weigh
+from noisylightning.functional._reduction import expectation as expectation
 
 
 class Loss(nn.Module):
@@ -83,10 +84,24 @@ class Loss(nn.Module):
         vector = self.vector(logits)
         return expectation(vector, target) if target.is_floating_point() else pick(vector, target, self.ignore_index)
 
-    def reduce(self, values: Tensor, target: Tensor) -> Tensor:
-        """Weight, mask and reduce :meth:`values` as :func:`torch.nn.functional.cross_entropy` does."""
+    def reduce(self, values: Tensor, target: Tensor, *, weighted: bool = False) -> Tensor:
+        """Weight, mask and reduce :meth:`values` as :func:`torch.nn.functional.cross_entropy` does.
+
+        Args:
+            values: Losses, shape ``(N, d1, ...)``.
+            target: Class indices of the same shape, or probabilities, whose values carry the class weights already.
+            weighted: Whether the values of class indices carry them too.
+
+        Returns:
+            A scalar, or shape ``(N, d1, ...)`` for ``reduction="none"``.
+        """
         return reduce_values(
-            values, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction
+            values,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            weighted=weighted,
         )
 
     def forward(self, logits: Tensor, target: Tensor, *index: Tensor) -> Tensor:
@@ -107,15 +122,12 @@ class Loss(nn.Module):
         self.check(logits, target)
         if logits.ndim == 1:
             return self.forward(logits[None], target[None], *index).reshape(())
-        if self.weight is not None and target.is_floating_point():
-            return self.reduce(self.values(logits, self.weighted(target), *index), target)
-        return self.reduce(self.values(logits, target, *index), target)
+        labels = self.weighted(target) if target.is_floating_point() else target
+        return self.reduce(self.values(logits, labels, *index), target)
 
     def weighted(self, target: Tensor) -> Tensor:
         """Probabilities times the class weights: the way by which weights enter an expectation over labels."""
-        if self.weight is None:
-            return target
-        return target * self.weight.to(target.dtype).view(-1, *[1] * (target.ndim - 2))
+        return weigh(target, self.weight)
 
     def check(self, logits: Tensor, target: Tensor) -> None:
         """Raise on wrong shapes and dtypes, and on wrong values: every time on the CPU, else the first time only."""
@@ -155,8 +167,3 @@ class LikelihoodLoss(Loss):
         if target.is_floating_point():
             return super().values(logits, target)
         return self.of_log_likelihood(pick(log_softmax(logits), target, self.ignore_index))
-
-
-def expectation(vector: Tensor, weights: Tensor) -> Tensor:
-    """``sum_j q_j l_j`` over dimension 1; a label of weight zero counts nothing even if its loss is infinite."""
-    return (weights * vector.masked_fill(weights == 0, 0)).sum(1)

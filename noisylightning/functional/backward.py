@@ -1,0 +1,141 @@
+"""Backward correction: a combination of losses whose expectation over the noise is the clean loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from noisylightning.functional._checks import check_arguments, values_readable
+from noisylightning.functional._protocol import StructuredTransition
+from noisylightning.functional._reduction import (
+    Reduction,
+    class_last,
+    expectation,
+    log_softmax,
+    reduce_values,
+    weigh,
+    without_ignored,
+)
+
+
+def invert_transition(transition: Tensor, max_condition: float | None = None) -> Tensor:
+    """``T^-1``, computed in float64.
+
+    Args:
+        transition: T, row-stochastic, shape ``(C, C)``. Differentiable.
+        max_condition: Refuse a T whose condition number is larger. In the infinity norm it is the largest absolute row
+            sum of ``T^-1``, the most by which backward correction can amplify a loss. Default: what float64 resolves.
+
+    Returns:
+        Shape ``(C, C)``, dtype of ``transition``; its rows sum to one.
+
+    Raises:
+        ValueError: T is singular, or its condition number past the bound.
+
+    Example:
+        >>> invert_transition(torch.tensor([[0.8, 0.2], [0.2, 0.8]]))
+        tensor([[ 1.3333, -0.3333],
+                [-0.3333,  1.3333]])
+    """
+    with torch.autocast(transition.device.type, enabled=False):
+        inverse, singular = torch.linalg.inv_ex(transition.double())
+    if values_readable(inverse):
+        condition = float("inf") if bool(singular) else float(inverse.abs().sum(1).max())
+        bound = 1 / torch.finfo(torch.float64).eps if max_condition is None else max_condition
+        if not condition <= bound:
+            raise ValueError(
+                f"the transition matrix has condition number {condition:.4g}, past the bound {bound:.4g}: backward "
+                "correction would amplify the losses that much; use forward correction, or raise max_condition."
+            )
+    return inverse.to(transition.dtype)
+
+
+def inverse_rows(target: Tensor, inverse: Tensor | StructuredTransition, ignore_index: int = -100) -> Tensor:
+    """The weights of backward correction: row ``y`` of ``T^-1``, or ``q T^-1`` for a soft label ``q``.
+
+    Args:
+        target: Class indices ``(N, d1, ...)``, or probabilities ``(N, C, d1, ...)``.
+        inverse: ``T^-1``, shape ``(C, C)``, or a structured T.
+        ignore_index: Entries with this index get the row of class 0.
+
+    Returns:
+        Shape ``(N, C, d1, ...)``: sums to one over the classes, with negative entries.
+
+    Example:
+        >>> inverse_rows(torch.tensor([1]), torch.tensor([[1.5, -0.5], [0.0, 1.0]]))
+        tensor([[0., 1.]])
+    """
+    if target.is_floating_point():
+        flat, shape = class_last(target), target.shape[:1] + target.shape[2:]
+    else:
+        flat, shape = without_ignored(target, ignore_index).flatten(), target.shape
+    if not isinstance(inverse, Tensor):
+        rows = inverse.inverse_rows(flat)
+    elif target.is_floating_point():
+        with torch.autocast(target.device.type, enabled=False):
+            rows = flat.to(inverse.dtype) @ inverse
+    else:
+        rows = inverse.index_select(0, flat)
+    return rows if len(shape) == 1 else rows.unflatten(0, shape).movedim(-1, 1)
+
+
+def backward_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    transition: Tensor | StructuredTransition,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Backward-corrected cross-entropy, ``-sum_k (T^-1)[y, k] log p_k``.
+
+    Patrini et al. (2017), Theorem 1: unbiased, its expectation over the noisy label is the clean loss, since
+    ``sum_j T[i, j] (T^-1 l)_j = l_i``. It has negative values without bound. With T the identity it is
+    :func:`torch.nn.functional.cross_entropy`, whose conventions it keeps. A dense T is inverted at every call; a
+    :class:`~noisylightning.corrections.BackwardCorrection` keeps the inverse.
+
+    Args:
+        logits: Scores, shape ``(C,)`` or ``(N, C, d1, ...)``.
+        target: Noisy labels: class indices, shape ``()`` or ``(N, d1, ...)``, or probabilities, shaped as ``logits``.
+        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, shape ``(C, C)``, or a structured T.
+        weight: One factor per clean class, shape ``(C,)``: the loss that is corrected is ``w_k l_k``, so that
+            its sum is unbiased too. The mean divides by the sum of the noisy labels' weights.
+        ignore_index: Class indices with this value count nothing.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: In [0, 1]: how much of the noisy label is spread over all classes.
+
+    Returns:
+        A scalar, or shape ``(N, d1, ...)`` for ``"none"``; at least float32.
+
+    Raises:
+        TypeError: A dtype that is neither a score, an index nor a probability.
+        ValueError: Shapes or devices that do not go together, a label out of range (on an accelerator the lookup
+            itself fails), a soft target not summing to one, or a singular T.
+
+    Example:
+        >>> transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+        >>> logits = torch.tensor([[2.0, -1.0], [0.5, 0.0]])
+        >>> backward_cross_entropy(logits, torch.tensor([0, 1]), transition)
+        tensor(0.0613)
+    """
+    check_arguments(logits, target, transition, weight, ignore_index, label_smoothing)
+    if logits.ndim == 1:
+        loss = backward_cross_entropy(
+            logits[None],
+            target[None],
+            transition,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+        return loss.reshape(())
+    inverse = invert_transition(transition) if isinstance(transition, Tensor) else transition
+    labels = inverse_rows(target, inverse, ignore_index)
+    if label_smoothing > 0:
+        uniform = torch.full_like(labels[:1], 1 / labels.shape[1])
+        labels = (1 - label_smoothing) * labels + label_smoothing * inverse_rows(uniform, inverse)
+    values = expectation(-log_softmax(logits), weigh(labels, weight))
+    return reduce_values(values, target, weight=weight, ignore_index=ignore_index, reduction=reduction, weighted=True)

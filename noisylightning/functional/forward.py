@@ -1,0 +1,169 @@
+"""Forward correction: compare the *noisy* posterior p T with the noisy label."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisylightning.functional import _kernels
+from noisylightning.functional._checks import check_arguments
+from noisylightning.functional._protocol import StructuredTransition
+from noisylightning.functional._reduction import (
+    Reduction,
+    class_last,
+    expectation,
+    log_softmax,
+    reduce_values,
+    weigh,
+    without_ignored,
+)
+
+
+def noisy_log_likelihood(
+    logits: Tensor,
+    target: Tensor,
+    transition: Tensor | StructuredTransition,
+    *,
+    ignore_index: int = -100,
+    floor: float = 0.0,
+) -> Tensor:
+    """``log (p T)_y``: what the network, seen through T, thinks of each noisy label.
+
+    Looks at one column of T per sample, and is exact where ``softmax(logits) @ T`` underflows.
+
+    Args:
+        logits: Scores, shape ``(N, C, d1, ...)``; ``p`` is their softmax.
+        target: Class indices, shape ``(N, d1, ...)``.
+        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, shape ``(C, C)``, or a structured T. A
+            dense T is read fastest when its columns lie contiguous in memory: ``T.t().contiguous().t()``.
+        ignore_index: Entries with this index get the likelihood of class 0.
+        floor: Likelihoods below it count as it, without gradient. Where ``(p T)_y`` is zero, which is where column
+            ``y`` of T is, the default 0 gives minus infinity.
+
+    Returns:
+        Shape ``(N, d1, ...)``, at least float32.
+
+    Example:
+        >>> import torch
+        >>> transition = torch.tensor([[0.8, 0.2], [0.0, 1.0]])
+        >>> noisy_log_likelihood(torch.zeros(1, 2), torch.tensor([0]), transition).exp()
+        tensor([0.4000])
+        >>> noisy_log_likelihood(torch.tensor([[-1e4, 0.0]]), torch.tensor([0]), transition)
+        tensor([-10000.2227])
+    """
+    rows, labels = class_last(logits), without_ignored(target, ignore_index).flatten()
+    if isinstance(transition, Tensor):
+        value = _kernels.log_likelihood(rows, labels, transition)
+    else:
+        value = transition.log_likelihood(log_softmax(rows), labels)
+    return _floored(value.view(target.shape), floor)
+
+
+def noisy_log_posterior(logits: Tensor, transition: Tensor | StructuredTransition, *, floor: float = 0.0) -> Tensor:
+    """``log p T``: what the network says about every noisy label, exact where ``softmax(logits) @ T`` underflows.
+
+    Costs a product with the whole T; the loss of a given label needs :func:`noisy_log_likelihood` only.
+
+    Args:
+        logits: Scores, shape ``(N, C, d1, ...)``.
+        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, shape ``(C, C)``, or a structured T.
+        floor: Probabilities below it count as it, without gradient; at 0, an impossible label has minus infinity.
+
+    Returns:
+        Shape ``(N, C, d1, ...)``, at least float32.
+
+    Example:
+        >>> import torch
+        >>> noisy_log_posterior(torch.zeros(1, 2), torch.tensor([[0.8, 0.2], [0.0, 1.0]])).exp()
+        tensor([[0.4000, 0.6000]])
+    """
+    log_p = log_softmax(class_last(logits))
+    if isinstance(transition, Tensor):
+        value = _kernels.log_matmul(log_p, transition)
+    else:
+        value = transition.log_posterior(log_p)
+    if logits.ndim > 2:
+        value = value.unflatten(0, logits.shape[:1] + logits.shape[2:]).movedim(-1, 1)
+    return _floored(value, floor)
+
+
+def forward_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    transition: Tensor | StructuredTransition,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    floor: float = 0.0,
+) -> Tensor:
+    r"""Forward-corrected cross-entropy, ``-log (p T)_y``.
+
+    Patrini et al. (2017), Theorem 2: minimised, under the noisy distribution, by the *clean* posterior. With T the
+    identity it is :func:`torch.nn.functional.cross_entropy`, whose conventions it keeps. For class indices without
+    label smoothing it reads one column of T per sample; else it needs all of ``p T``.
+
+    Args:
+        logits: Scores, shape ``(C,)`` or ``(N, C, d1, ...)``.
+        target: Noisy labels: class indices, shape ``()`` or ``(N, d1, ...)``, or probabilities, shaped as ``logits``.
+        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, shape ``(C, C)``, or a structured T. A
+            dense T is read fastest when its columns lie contiguous in memory: ``T.t().contiguous().t()``.
+        weight: One factor per (noisy) class, shape ``(C,)``.
+        ignore_index: Class indices with this value count nothing.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: In [0, 1]: how much of the noisy label is spread over all classes.
+        floor: ``(p T)_y`` below it counts as it, without gradient. Where column ``y`` of T is zero, so that T calls
+            the label impossible, the default 0 gives an infinite loss.
+
+    Returns:
+        A scalar, or shape ``(N, d1, ...)`` for ``"none"``; at least float32.
+
+    Raises:
+        TypeError: A dtype that is neither a score, an index nor a probability.
+        ValueError: Shapes or devices that do not go together, a label out of range (on an accelerator the lookup
+            itself fails), or a soft target not summing to one.
+
+    Example:
+        >>> import torch
+        >>> transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+        >>> logits = torch.tensor([[2.0, -1.0], [0.5, 0.0]])
+        >>> forward_cross_entropy(logits, torch.tensor([0, 1]), transition)
+        tensor(0.5990)
+    """
+    check_arguments(logits, target, transition, weight, ignore_index, label_smoothing)
+    if logits.ndim == 1:
+        loss = forward_cross_entropy(
+            logits[None],
+            target[None],
+            transition,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            floor=floor,
+        )
+        return loss.reshape(())
+    if target.is_floating_point():
+        smoothed = (1 - label_smoothing) * target + label_smoothing / target.shape[1]
+        values = expectation(-noisy_log_posterior(logits, transition, floor=floor), weigh(smoothed, weight))
+        return reduce_values(values, target, reduction=reduction)
+    if label_smoothing > 0:
+        return F.cross_entropy(
+            noisy_log_posterior(logits, transition, floor=floor),
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    values = -noisy_log_likelihood(logits, target, transition, ignore_index=ignore_index, floor=floor)
+    return reduce_values(values, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
+
+
+def _floored(log_q: Tensor, floor: float) -> Tensor:
+    if not 0 <= floor < 1:
+        raise ValueError(f"floor must be a probability in [0, 1), got {floor}.")
+    return log_q.clamp(min=math.log(floor)) if floor > 0 else log_q
