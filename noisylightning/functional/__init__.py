@@ -4,14 +4,53 @@ from noisylightning.functional._checks import validate_target
 from noisylightning.functional._protocol import StructuredTransition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows, invert_transition
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
+from noisylightning.functional.losses import (
+    early_learning_regularization,
+    focal_loss,
+    generalized_cross_entropy,
+    hard_bootstrap,
+    label_loss,
+    label_smoothing,
+    mean_absolute_error,
+    normalized_cross_entropy,
+    ramp_loss,
+    reverse_cross_entropy,
+    savage_loss,
+    sigmoid_loss,
+    soft_bootstrap,
+    square_loss,
+    symmetric_cross_entropy,
+    truncated_generalized_cross_entropy,
+    unhinged_loss,
+)
+from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
 
 __all__ = [
     "StructuredTransition",
     "backward_cross_entropy",
+    "bi_tempered_loss",
+    "early_learning_regularization",
+    "focal_loss",
     "forward_cross_entropy",
+    "generalized_cross_entropy",
+    "hard_bootstrap",
     "inverse_rows",
     "invert_transition",
+    "label_loss",
+    "label_smoothing",
+    "log_tempered_softmax",
+    "mean_absolute_error",
     "noisy_log_likelihood",
     "noisy_log_posterior",
+    "normalized_cross_entropy",
+    "ramp_loss",
+    "reverse_cross_entropy",
+    "savage_loss",
+    "sigmoid_loss",
+    "soft_bootstrap",
+    "square_loss",
+    "symmetric_cross_entropy",
+    "truncated_generalized_cross_entropy",
+    "unhinged_loss",
     "validate_target",
 ]

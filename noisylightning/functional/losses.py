@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from noisylightning.functional._checks import check_inputs
-from noisylightning.functional._reduction import Reduction, pick, reduce_values
+from noisylightning.functional._reduction import Reduction, expectation, pick, reduce_values, weigh
 
 
 def label_loss(
@@ -60,10 +60,7 @@ def label_loss(
     """
     check_inputs(losses, target)
     if target.is_floating_point():
-        if weight is not None:
-            target = target * weight.to(target.dtype).view(-1, *[1] * (target.ndim - 2))
-        # a label of probability zero counts nothing even if its loss is infinite
-        values = (target * losses.masked_fill(target == 0, 0)).sum(1)
+        values = expectation(losses, weigh(target, weight))
     else:
         values = pick(losses, target, ignore_index)
     return reduce_values(values, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
@@ -152,7 +149,7 @@ def symmetric_cross_entropy(log_p: Tensor, alpha: float = 0.1, beta: float = 1.0
     """
     check_interval("alpha", alpha, "[0, inf)", "the weight of cross-entropy")
     check_interval("beta", beta, "[0, inf)", "the weight of reverse cross-entropy")
-    return -alpha * log_p + beta * reverse_cross_entropy(log_p, log_zero)
+    return _share(alpha, -log_p) + beta * reverse_cross_entropy(log_p, log_zero)
 
 
 def generalized_cross_entropy(log_p: Tensor, q: float = 0.7) -> Tensor:
@@ -216,8 +213,9 @@ def focal_loss(log_p: Tensor, gamma: float = 2.0) -> Tensor:
         tensor([0.1733])
     """
     check_interval("gamma", gamma, "[0, inf)", "the exponent of 1 - p")
-    # At p = 1 the power has an infinite slope for gamma < 1, times -log p = 0: the floor makes that 0, not NaN.
-    return -log_p * (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma
+    # Both floors replace 0 times infinity in the slope by 0: at p = 1 for gamma < 1, and at p = 0.
+    miss = -torch.expm1(log_p.clamp_min(-1e4))
+    return -log_p * miss.clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma
 
 
 def square_loss(log_p: Tensor) -> Tensor:
@@ -274,7 +272,7 @@ def soft_bootstrap(log_p: Tensor, beta: float = 0.95) -> Tensor:
     check_interval("beta", beta, "[0, 1]", "the share of the given label in the target")
     # 0 log 0 = 0, in value and in gradient
     entropy = -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0)).sum(1, keepdim=True)
-    return -beta * log_p + (1 - beta) * entropy
+    return _share(beta, -log_p) + (1 - beta) * entropy
 
 
 def hard_bootstrap(log_p: Tensor, beta: float = 0.8) -> Tensor:
@@ -295,7 +293,7 @@ def hard_bootstrap(log_p: Tensor, beta: float = 0.8) -> Tensor:
         tensor([[1.1666, 0.2877]])
     """
     check_interval("beta", beta, "[0, 1]", "the share of the given label in the target")
-    return -beta * log_p - (1 - beta) * log_p.max(1, keepdim=True).values
+    return _share(beta, -log_p) - (1 - beta) * log_p.max(1, keepdim=True).values
 
 
 def normalized_cross_entropy(log_p: Tensor) -> Tensor:
@@ -334,7 +332,9 @@ def label_smoothing(log_p: Tensor, rate: float = 0.1) -> Tensor:
         tensor([[ 1.9356, -0.2616]])
     """
     check_interval("rate", rate, "(-inf, 1]", "the share of the uniform distribution in the target")
-    return -(1 - rate) * log_p - rate * log_p.mean(1, keepdim=True)
+    if rate < 0:
+        log_p = log_p.clamp_min(-1e30)  # the two terms would be infinities of opposite signs
+    return _share(1 - rate, -log_p) + _share(rate, -log_p.mean(1, keepdim=True))
 
 
 def early_learning_regularization(log_p: Tensor, ema: Tensor, strength: float = 3.0, floor: float = 1e-4) -> Tensor:
@@ -410,6 +410,11 @@ def ramp_loss(logits: Tensor) -> Tensor:
     """
     classes = logits.shape[1]
     return ((1 - _widen(logits)).clamp(0, 1) + classes - 1) / classes
+
+
+def _share(share: float, losses: Tensor) -> Tensor:
+    """A part of a sum, where a share of zero leaves nothing even of an infinite loss."""
+    return share * losses if share != 0 else torch.zeros_like(losses)
 
 
 def _widen(logits: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from noisylightning.functional._checks import values_readable
-from noisylightning.functional._reduction import log_softmax, pick
+from noisylightning.functional._reduction import expectation, log_softmax, pick
 from noisylightning.functional.losses import check_interval, early_learning_regularization
-from noisylightning.losses.base import Loss, expectation
+from noisylightning.losses.base import Loss
 
 
 class EarlyLearningRegularization(Loss):

@@ -229,14 +229,41 @@ def test_focal_gradient_at_certainty(gamma):
     torch.testing.assert_close(log_p.grad, torch.full_like(log_p, expected), rtol=0, atol=1e-80)
 
 
-@pytest.mark.parametrize("name", ["soft_bootstrap", "normalized_cross_entropy", "square_loss"])
-def test_classes_of_probability_zero(name):
-    """Exact zeros, as in p T with a column of zeros, leave the losses of the other labels and their slopes finite."""
+@pytest.mark.parametrize(
+    "formula",
+    [
+        fl.mean_absolute_error,
+        fl.symmetric_cross_entropy,
+        lambda log_p: fl.symmetric_cross_entropy(log_p, alpha=0.0),
+        fl.generalized_cross_entropy,
+        fl.truncated_generalized_cross_entropy,
+        lambda log_p: fl.focal_loss(log_p, 0.5),
+        fl.focal_loss,
+        fl.square_loss,
+        fl.savage_loss,
+        fl.soft_bootstrap,
+        lambda log_p: fl.soft_bootstrap(log_p, 0.0),
+        fl.hard_bootstrap,
+        lambda log_p: fl.hard_bootstrap(log_p, 0.0),
+        fl.normalized_cross_entropy,
+        lambda log_p: fl.label_smoothing(log_p, 0.0),
+        lambda log_p: fl.label_smoothing(log_p, -1.0),
+        lambda log_p: fl.early_learning_regularization(log_p, torch.tensor([[0.3, 0.3, 0.0]])),
+    ],
+)
+def test_class_of_probability_zero(formula):
+    """As in p T where T has a column of zeros: no NaN, and only that label's loss may be infinite."""
     log_p = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64).log().requires_grad_()
-    losses = getattr(fl, name)(log_p)[:, :2]
+    losses = formula(log_p)
+    assert losses[:, :2].isfinite().all()
+    assert not losses.isnan().any()
     (slope,) = torch.autograd.grad(losses.sum(), log_p)
-    assert losses.isfinite().all()
-    assert slope.isfinite().all()
+    assert not slope.isnan().any()
+
+
+def test_label_smoothing_of_a_class_of_probability_zero_is_infinite():
+    log_p = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64).log()
+    assert (fl.label_smoothing(log_p, 0.1) == math.inf).all()
 
 
 @settings(max_examples=60, deadline=None)
