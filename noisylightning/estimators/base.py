@@ -66,7 +66,8 @@ class TransitionEstimator(Metric):
             raise TypeError(f"{name} needs floating-point probabilities, got {probs.dtype}: pass softmax(logits).")
         if noisy_labels.is_floating_point() or noisy_labels.dtype == torch.bool:
             raise TypeError(
-                f"{name} needs integer noisy labels, got {noisy_labels.dtype}: pass class indices 0 to {num_classes - 1}."
+                f"{name} needs integer noisy labels, got {noisy_labels.dtype}:"
+                f" pass class indices 0 to {num_classes - 1}."
             )
         if probs.ndim != 2 or probs.shape[1] != num_classes:
             raise ValueError(
@@ -106,7 +107,7 @@ class TransitionEstimator(Metric):
         total = int(self.class_counts.sum())
         if total == 0:
             raise ValueError(
-                f"{type(self).__name__} has seen no example: the loader is empty; pass one that yields the training data."
+                f"{type(self).__name__} has seen no example: the loader is empty; pass one with the training data."
             )
         missing = (self.class_counts == 0).nonzero().flatten().tolist()
         if missing:

@@ -1,0 +1,6 @@
+"""``python -m noisylightning``."""
+
+from noisylightning.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""The one file that reaches inside Lightning's Trainer.
+
+``tests/test_trainer_canaries.py`` holds a canary for every behaviour relied on here, so that a Lightning release that
+changes one is noticed there first. Callbacks and strategies are told apart by name: ``lightning.pytorch`` and
+``pytorch_lightning`` hold two classes of each.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
+from tqdm import tqdm
+
+from noisylightning.estimators import TransitionEstimator
+
+Predict = Callable[[Any, Any], tuple[Tensor, Tensor]]
+"""Maps a module and a batch to ``(logits, noisy labels)``."""
+
+_REFUSED_STRATEGIES = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}
+_REFUSED_CALLBACKS = {"StochasticWeightAveraging", "BaseFinetuning", "ModelPruning"}
+_PROGRESS_AFTER_SECONDS = 2.0
+
+
+def _is_a(thing: object, names: set[str]) -> bool:
+    return any(kind.__name__ in names for kind in type(thing).__mro__)
+
+
+def callbacks(trainer: Trainer) -> list[Any]:
+    """Return the trainer's callbacks, the list itself."""
+    found: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return found
+
+
+def dev_batches(trainer: Trainer) -> int:
+    """Return the number of batches of a ``fast_dev_run``; 0 where there is none."""
+    return int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def data_attribute(trainer: Trainer, name: str) -> Any:
+    """Return an attribute of the trainer's data module; None where either is missing."""
+    return getattr(trainer.datamodule, name, None)  # type: ignore[attr-defined]
+
+
+def refuse_unsupported(trainer: Trainer) -> None:
+    """Stop on strategies and callbacks that a restart inside a fit would silently break."""
+    if _is_a(trainer.strategy, _REFUSED_STRATEGIES):
+        raise ValueError(
+            f"EstimateTransitionCallback cannot restart a model sharded by {type(trainer.strategy).__name__}: train"
+            " stage one by itself, write T with `noisylightning estimate`, and start a second fit with that T."
+        )
+    for callback in callbacks(trainer):
+        if _is_a(callback, _REFUSED_CALLBACKS):
+            raise ValueError(
+                f"EstimateTransitionCallback cannot restart what {type(callback).__name__} changes in the model:"
+                " run the two stages as two fits, with `noisylightning estimate` between them."
+            )
+
+
+# Schedules
+
+
+@contextmanager
+def schedules_span(trainer: Trainer, epochs: int, steps: int) -> Iterator[None]:
+    """Let ``max_epochs``, ``max_steps`` and ``estimated_stepping_batches`` speak of one stage; -1 is no limit."""
+    loop = trainer.fit_loop
+    total = loop.max_epochs, loop.epoch_loop.max_steps
+    loop.max_epochs, loop.epoch_loop.max_steps = epochs, steps
+    try:
+        yield
+    finally:
+        loop.max_epochs, loop.epoch_loop.max_steps = total
+
+
+def listen_for_early_stopping(trainer: Trainer, heard: Callable[[Trainer], None]) -> None:
+    """Call ``heard(trainer)`` when early stopping asks to stop, before the loop obeys it and checkpoints are saved."""
+    present = callbacks(trainer)
+    stoppers = [callback for callback in present if _is_a(callback, {"EarlyStopping"})]
+    if not stoppers or any(type(callback).__name__ == "_StopListener" for callback in present):
+        return
+
+    def fired() -> bool:
+        """Tell early stopping's request from a timer's or a signal's."""
+        return trainer.should_stop and any(
+            stopper.wait_count >= stopper.patience or stopper.stopped_epoch == trainer.current_epoch > 0
+            for stopper in stoppers
+        )
+
+    base: Any = next(kind for kind in type(stoppers[0]).__mro__ if kind.__name__ == "EarlyStopping")
+
+    # An EarlyStopping only so that Lightning runs it among the callbacks that monitor a metric, right after the last.
+    class _StopListener(base):  # type: ignore[misc]
+        def setup(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def on_validation_end(self, *args: Any) -> None:
+            if fired():
+                heard(trainer)
+
+        on_train_epoch_end = on_validation_end
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+    last = max(index for index, callback in enumerate(present) if callback in stoppers)
+    present.insert(last + 1, _StopListener(monitor="none"))
+
+
+# Randomness
+
+
+def reseed(trainer: Trainer, seed: int) -> None:
+    """Begin the epoch from a random state that depends on the seed, the epoch and the rank alone.
+
+    That is what makes a run resumed at an epoch's end draw what the uninterrupted one drew.
+    """
+    entropy = np.random.SeedSequence([seed % 2**64, trainer.current_epoch, trainer.global_rank])
+    state = entropy.generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))  # noqa: NPY002  (the global state is what user code draws from)
+    torch.manual_seed(int(state[2]))
+    loop = trainer.fit_loop
+    if loop.restarting and loop._data_fetcher is not None:
+        # A resumed fit made its data iterator, which draws a seed, before this hook; otherwise it comes after.
+        iter(loop._data_fetcher)
+
+
+# Restarting
+
+
+def _peers(trainer: Trainer) -> list[Any]:
+    judges = {"EarlyStopping", "ModelCheckpoint"}
+    return [peer for peer in callbacks(trainer) if _is_a(peer, judges)]
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Copy a module's state to the CPU."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+
+
+def judged_weights(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
+    """Copy the weights that validation judges: the average where WeightAveraging keeps one."""
+    for callback in callbacks(trainer):
+        if _is_a(callback, {"WeightAveraging"}):
+            return snapshot(callback._average_model.module)
+    return snapshot(module)
+
+
+def first_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Return what a restart needs, taken before training begins."""
+    return {
+        "weights": snapshot(module),
+        "precision": dict(trainer.precision_plugin.state_dict()),
+        "peers": {peer.state_key: deepcopy(peer.state_dict()) for peer in _peers(trainer)},
+    }
+
+
+def restart(
+    trainer: Trainer,
+    module: LightningModule,
+    state: dict[str, Any],
+    epochs: int,
+    steps: int,
+    keep_weights: bool = False,
+) -> None:
+    """Begin training anew inside a running fit: weights, optimizers, schedules, precision, peers."""
+    if not keep_weights:
+        module.load_state_dict(state["weights"])
+    module.zero_grad(set_to_none=True)
+    before = list(trainer.strategy.optimizers)
+    with schedules_span(trainer, epochs, steps):
+        trainer.strategy.setup_optimizers(trainer)
+    if any(old is new for old in before for new in trainer.strategy.optimizers):
+        raise RuntimeError(
+            f"{type(module).__name__}.configure_optimizers returned stage one's optimizer again, with its state:"
+            " make a new one at each call (in LightningCLI, take an OptimizerCallable)."
+        )
+    trainer.precision_plugin.load_state_dict(state["precision"])
+    for callback in callbacks(trainer):
+        if _is_a(callback, {"WeightAveraging"}):
+            callback._average_model.module.load_state_dict(module.state_dict())
+            callback._average_model.n_averaged.zero_()
+    for peer in _peers(trainer):
+        first = deepcopy(state["peers"].get(peer.state_key, {}))
+        if "last_model_path" in first:
+            first["last_model_path"] = peer.last_model_path  # `save_last` goes on overwriting the same file
+        if first:
+            peer.load_state_dict(first)
+
+
+# Estimating
+
+
+def estimation_loader(trainer: Trainer, module: LightningModule) -> DataLoader[Any]:
+    """Return this process's share of the estimation data: in order, nothing padded, nothing twice.
+
+    The data is what ``estimation_dataloader()`` of the data module or the module gives, else the training data set.
+    """
+    sources = [source for source in (trainer.datamodule, module) if hasattr(source, "estimation_dataloader")]  # type: ignore[attr-defined]
+    loader: Any = sources[0].estimation_dataloader() if sources else trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"T is estimated over one DataLoader, but the training data is a {type(loader).__name__}:"
+            " give the data module an estimation_dataloader()."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            f"T cannot be estimated over the iterable {type(loader.dataset).__name__}, whose samples have no index:"
+            " give the data module an estimation_dataloader() over a map-style data set."
+        )
+    if not sources:
+        rank_zero_warn(
+            f"T is estimated on {type(loader.dataset).__name__}, the training data set, with whatever augmentation it"
+            " applies: give the data module an estimation_dataloader() without any.",
+        )
+    elif not isinstance(loader.sampler, SequentialSampler) and loader.batch_sampler is not None:
+        rank_zero_warn(
+            f"estimation_dataloader() draws from {type(loader.sampler).__name__}; T is estimated over its data set in"
+            " order, each example once."
+        )
+    total, world = len(cast(Sized, loader.dataset)), trainer.world_size
+    if total < world:
+        raise ValueError(f"T cannot be estimated from {total} examples on {world} processes: use fewer processes.")
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size or getattr(loader.batch_sampler, "batch_size", 1),
+        sampler=range(trainer.global_rank, total, world),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
+def estimate(
+    trainer: Trainer,
+    module: LightningModule,
+    loader: DataLoader[Any],
+    estimator: TransitionEstimator,
+    predict: Predict,
+) -> Tensor:
+    """Run the network over the loader and return T-hat on the CPU, the same bits on every process.
+
+    The bare module runs, not its DDP wrapper; random states and every submodule's training flag are left as they were.
+    An error on one process ends them all.
+    """
+    estimator = estimator.to(module.device)
+    training_flags = [(child, child.training) for child in module.modules()]
+    module.eval()
+    trainer.validating = True  # transfer hooks that augment while `trainer.training` must not
+    failure: Exception | None = None
+    try:
+        with isolate_rng(), torch.no_grad():
+            # Every process updates at least once: a list state that stays empty cannot be gathered.
+            estimator.update(*_no_examples(estimator.num_classes, module.device))
+            quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
+            for batch in tqdm(loader, "Estimating T", disable=quiet, leave=False, delay=_PROGRESS_AFTER_SECONDS):
+                batch = trainer.strategy.batch_to_device(batch)
+                with trainer.precision_plugin.forward_context():
+                    logits, noisy_labels = predict(module, batch)
+                estimator.update(_posterior(logits, estimator.num_classes), noisy_labels)
+    except Exception as error:
+        failure = error
+    finally:
+        trainer.training = True
+        for child, flag in training_flags:
+            child.training = flag
+    # The collectives of compute() are reached by all processes or by none.
+    if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
+        raise failure or RuntimeError("T could not be estimated: another process failed; see its message.")
+    transition: Tensor = trainer.strategy.broadcast(estimator.compute().cpu())
+    return transition
+
+
+def _no_examples(num_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.empty(0, num_classes, device=device), torch.empty(0, dtype=torch.long, device=device)
+
+
+def _posterior(logits: Tensor, num_classes: int) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"T is estimated from logits of shape (N, {num_classes}), but the network gave {got}.")
+    return logits.softmax(dim=1) if logits.dtype == torch.float64 else logits.float().softmax(dim=1)

@@ -1,0 +1,440 @@
+"""The two-stage training of Patrini et al. (CVPR 2017) as a callback."""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from noisylightning import _trainer
+from noisylightning._attach import attach, require_use_of_transition
+from noisylightning.corrections import Correction
+from noisylightning.estimators import AnchorEstimator, TransitionEstimator
+from noisylightning.report import publish_transition
+from noisylightning.transition import relative_l1_error
+
+EstimatorFactory = Callable[[int], TransitionEstimator]
+"""Makes an estimator from the number of classes: an estimator's class, or a partial of one."""
+
+
+def _first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Predict on the batches of most projects: ``(inputs, labels, ...)``."""
+    return module(batch[0]), batch[1]
+
+
+class KnownTransitionCallback(Callback):
+    """Hand the data module's true T to the model's correction before training starts.
+
+    For experiments with synthetic noise, where T is known: what an estimate of T could reach at best.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(callbacks=[KnownTransitionCallback()], logger=False, enable_checkpointing=False)
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set T.
+
+        Raises:
+            ValueError: If the data module does not know T.
+        """
+        transition = _trainer.data_attribute(trainer, "transition")
+        if transition is None:
+            raise ValueError(
+                "KnownTransitionCallback needs a data module that knows T, but its `transition` is None or missing:"
+                " give it synthetic noise, or estimate T with EstimateTransitionCallback."
+            )
+        pl_module.correction.set_transition(transition)  # type: ignore[union-attr, operator]
+
+
+class EstimateTransitionCallback(Callback):
+    """Train on the noisy labels, estimate T from the network, and train afresh with the corrected loss, in one fit.
+
+    Stage one trains with T = identity, where every correction is its plain base loss. Then T-hat is fitted to the
+    network's predictions on the un-augmented training data; the weights, the optimizer, its schedule, the precision's
+    state, early stopping and the checkpoints' best scores begin again; and stage two takes the trainer's remaining
+    epochs with T-hat in the correction (Patrini et al., CVPR 2017, section 3.3).
+
+    Stage one ends at the first of: ``stage_one_epochs``; ``stage_one_steps`` optimizer steps; ``patience`` validations
+    without a better ``monitor``; a request to stop from the trainer's own EarlyStopping.
+
+    What T is estimated on: the data module's (or the module's) ``estimation_dataloader()``; the training data set where
+    there is none, with a warning, since its augmentation stays on. In the trainer's log directory the callback leaves
+    ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``, the weights that T-hat comes from.
+
+    It works with any LightningModule. A :class:`~noisylightning.NoisyLabelClassifier` brings its correction. For
+    another project give ``correction`` and ``loss_attribute``, the name under which the module keeps its criterion, a
+    callable ``(logits, labels)``; or let the module define ``on_transition_estimated(self, transition)`` and do what it
+    likes with T-hat there (it is called again when a fit resumes in stage two).
+
+    Args:
+        stage_one_epochs: Epochs of stage one, below the trainer's ``max_epochs``.
+        stage_one_steps: Optimizer steps of stage one, which may end within an epoch.
+        patience: Validations without improvement after which stage one ends early.
+        estimator: Makes the estimator from the number of classes.
+        estimate_from: Weights that T is estimated with: the ``"best"`` of stage one by ``monitor``, or the ``"last"``.
+        monitor: Metric on noisy validation data that says which weights are best.
+        mode: Whether the best is the ``"max"`` or the ``"min"`` of ``monitor``.
+        reinit: Stage two's first weights: the ``"initial"`` ones of stage one; a ``"fresh"`` draw, by the module's
+            ``reset_weights()``; or ``"keep"`` to go on from those that T was estimated with.
+        correction: The correction for a module that has none of its own.
+        loss_attribute: Name under which the module keeps its criterion.
+        predict: Maps ``(module, batch)`` to ``(logits, noisy labels)``; by default ``module(batch[0]), batch[1]``.
+
+    Attributes:
+        stage: 1 or 2.
+        transition: T-hat once it is estimated, on the CPU; None before.
+        stage_one_epoch: Epoch of the weights that T-hat comes from.
+        stage_one_checkpoint: File of these weights; empty before.
+
+    Raises:
+        ValueError: If an argument is out of bounds, here or, against the trainer, when the fit starts.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> callback = EstimateTransitionCallback(stage_one_epochs=5)
+        >>> trainer = Trainer(max_epochs=10, callbacks=[callback], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        stage_one_epochs: int | None = None,
+        stage_one_steps: int | None = None,
+        patience: int | None = None,
+        estimator: EstimatorFactory = AnchorEstimator,
+        estimate_from: Literal["best", "last"] = "best",
+        monitor: str = "val_accuracy",
+        mode: Literal["max", "min"] = "max",
+        reinit: Literal["initial", "fresh", "keep"] = "initial",
+        correction: Correction | None = None,
+        loss_attribute: str = "correction",
+        predict: _trainer.Predict = _first_two,
+    ) -> None:
+        if stage_one_epochs is None and stage_one_steps is None:
+            raise ValueError("Give stage_one_epochs or stage_one_steps: stage one needs an end.")
+        for name, value in (
+            ("stage_one_epochs", stage_one_epochs),
+            ("stage_one_steps", stage_one_steps),
+            ("patience", patience),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        for name, choice, choices in (
+            ("estimate_from", estimate_from, ("best", "last")),
+            ("mode", mode, ("max", "min")),
+            ("reinit", reinit, ("initial", "fresh", "keep")),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {choice!r}.")
+        self.stage_one_epochs = stage_one_epochs
+        self.stage_one_steps = stage_one_steps
+        self.patience = patience
+        self.estimator = estimator
+        self.estimate_from = estimate_from
+        self.monitor = monitor
+        self.mode = mode
+        self.reinit = reinit
+        self.correction = correction
+        self.loss_attribute = loss_attribute
+        self.predict = predict
+
+        self.stage: Literal[1, 2] = 1
+        self.transition: Tensor | None = None
+        self.stage_one_epoch = -1
+        self.stage_one_checkpoint = ""
+        self._seed: int | None = None
+        self._first: dict[str, Any] | None = None  # what stage two begins from
+        self._best: dict[str, Any] | None = None  # weights, score and epoch of stage one's best validation
+        self._validations_since_best = 0
+        self._stop_requested = False
+        self._stage_two_span: tuple[int, int] | None = None
+        self._span = ExitStack()
+
+    # Beginning
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work before any work is done, and put the correction in its place."""
+        if stage != "fit":
+            return
+        _trainer.refuse_unsupported(trainer)
+        self._require_room_for_stage_two(trainer)
+        if self.reinit == "fresh" and not callable(getattr(pl_module, "reset_weights", None)):
+            raise ValueError(
+                f"reinit='fresh' needs {type(pl_module).__name__}.reset_weights(), which draws its weights anew."
+            )
+        if self.correction is None:
+            require_use_of_transition(pl_module, self.loss_attribute)
+        else:
+            self.correction.initialize(self._num_classes(trainer, pl_module))
+            attach(self.correction, pl_module, self.loss_attribute)
+        _trainer.listen_for_early_stopping(trainer, self._on_early_stopping)
+        self._span.enter_context(_trainer.schedules_span(trainer, *self._stage_one_span(trainer)))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up a fit where a checkpoint left it; its schedule is built next, so it must know the stage now."""
+        if trainer.state.fn != "fit":
+            return
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None:
+            raise ValueError(
+                "The checkpoint was written without EstimateTransitionCallback, so it does not say how far the two"
+                " stages are: load its weights into the model and start a new fit."
+            )
+        for name, saved in state["config"].items():
+            if saved != self._config[name]:
+                raise ValueError(
+                    f"The checkpoint was written with EstimateTransitionCallback({name}={saved!r}), but this one has"
+                    f" {name}={self._config[name]!r}: resume with the same arguments, or start a new fit."
+                )
+        self.stage = state["stage"]
+        self.transition = state["transition"]
+        self.stage_one_epoch = state["stage_one_epoch"]
+        self.stage_one_checkpoint = state["stage_one_checkpoint"]
+        self._seed = state["seed"]
+        self._first = state["first"]
+        self._best = state["best"]
+        self._validations_since_best = state["validations_since_best"]
+        self._stop_requested = state["stop_requested"]
+        self._stage_two_span = state["stage_two_span"]
+        if state["correction"] is not None:
+            assert self.correction is not None
+            self.correction.load_state_dict(state["correction"])
+        if self.stage == 2:
+            self._span.close()
+            self._span.enter_context(_trainer.schedules_span(trainer, *self._stage_two_span))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed fit needs, as plain data that loads with ``weights_only``."""
+        return {
+            "config": self._config,
+            "stage": self.stage,
+            "transition": self.transition,
+            "stage_one_epoch": self.stage_one_epoch,
+            "stage_one_checkpoint": self.stage_one_checkpoint,
+            "seed": self._seed,
+            "first": self._first,
+            "best": self._best,
+            "validations_since_best": self._validations_since_best,
+            "stop_requested": self._stop_requested,
+            "stage_two_span": self._stage_two_span,
+            "correction": None if self.correction is None else self.correction.state_dict(),
+        }
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        names = ("stage_one_epochs", "stage_one_steps", "patience", "estimate_from", "monitor", "mode", "reinit")
+        return {name: getattr(self, name) for name in names}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what stage two will begin from: the weights are on every process, and nothing is trained yet."""
+        self._span.close()
+        if self._seed is None:
+            self._seed = trainer.strategy.broadcast(torch.initial_seed())
+        if self.correction is not None:
+            self.correction.to(pl_module.device)
+        if self.stage == 1 and self._first is None:
+            self._first = _trainer.first_state(trainer, pl_module)
+        elif self.stage == 2:
+            self._tell_module(pl_module)
+
+    # Stage one
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that stage one begins; or end it, where a fit resumes on its last step."""
+        if self.stage == 2:
+            return
+        if self.estimate_from == "best" and not trainer.enable_validation and not _trainer.dev_batches(trainer):
+            raise ValueError(
+                "EstimateTransitionCallback(estimate_from='best') chooses weights by noisy validation data, but this"
+                " fit has none: pass a validation loader, or estimate_from='last'."
+            )
+        epochs, steps = self._end_of_stage_one(trainer)
+        if steps is not None and not _trainer.dev_batches(trainer) and trainer.estimated_stepping_batches <= steps:
+            raise ValueError(
+                f"stage_one_steps = {steps} must be below the {trainer.estimated_stepping_batches} optimizer steps of"
+                " the whole fit: stage two takes the steps that stage one leaves."
+            )
+        if self._stage_one_is_over(trainer):
+            self._begin_stage_two(trainer, pl_module)
+        else:
+            length = f"up to epoch {epochs - 1}" if epochs is not None else f"{steps} steps"
+            rank_zero_info(f"Stage one: training on the noisy labels with T = identity, {length}.")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go to stage two where stage one is over; Lightning has saved, logged and scheduled all of it by now."""
+        if self.stage == 1 and self._stage_one_is_over(trainer):
+            self._begin_stage_two(trainer, pl_module)
+        assert self._seed is not None
+        _trainer.reseed(trainer, self._seed)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Go to stage two within an epoch, where stage one is counted in steps."""
+        if self.stage == 1:
+            steps = self._end_of_stage_one(trainer)[1]
+            if steps is not None and trainer.global_step >= steps:
+                self._begin_stage_two(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights that noisy validation data likes best."""
+        if self.stage == 2 or trainer.sanity_checking or not (self.estimate_from == "best" or self.patience):
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f"EstimateTransitionCallback(monitor={self.monitor!r}) chooses stage one's best weights, but validation"
+                f" logged only {', '.join(sorted(trainer.callback_metrics)) or 'nothing'}: name one of these."
+            )
+        # One score for all: a metric that is not reduced differs between processes.
+        score = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+        better = self._best is None or (
+            score > self._best["score"] if self.mode == "max" else score < self._best["score"]
+        )
+        if better and not math.isnan(score):
+            weights = _trainer.judged_weights(trainer, pl_module) if self.estimate_from == "best" else None
+            self._best = {"score": score, "epoch": trainer.current_epoch, "weights": weights}
+            self._validations_since_best = 0
+        else:
+            self._validations_since_best += 1
+
+    def _on_early_stopping(self, trainer: Trainer) -> None:
+        if self.stage == 1:
+            trainer.should_stop = False
+            self._stop_requested = True
+
+    def _stage_one_is_over(self, trainer: Trainer) -> bool:
+        epochs, steps = self._end_of_stage_one(trainer)
+        return (
+            self._stop_requested
+            or (epochs is not None and trainer.current_epoch >= epochs)
+            or (steps is not None and trainer.global_step >= steps)
+            or (self.patience is not None and self._validations_since_best >= self.patience)
+        )
+
+    def _end_of_stage_one(self, trainer: Trainer) -> tuple[int | None, int | None]:
+        """Return epochs and steps of stage one; a fast_dev_run of several batches is cut in two."""
+        if _trainer.dev_batches(trainer):
+            return None, max(1, _trainer.dev_batches(trainer) // 2)
+        return self.stage_one_epochs, self.stage_one_steps
+
+    def _require_room_for_stage_two(self, trainer: Trainer) -> None:
+        if _trainer.dev_batches(trainer):
+            if _trainer.dev_batches(trainer) == 1:
+                rank_zero_warn("fast_dev_run=1 has one batch, which runs stage one alone; fast_dev_run=2 runs both.")
+            return
+        for name, own, whole, limit in (
+            ("stage_one_epochs", self.stage_one_epochs, "max_epochs", trainer.max_epochs),
+            ("stage_one_steps", self.stage_one_steps, "max_steps", trainer.max_steps),
+        ):
+            if own is not None and limit is not None and limit != -1 and own >= limit:
+                raise ValueError(
+                    f"{name} = {own} must be below the trainer's {whole} = {limit}: stage two takes what stage one"
+                    " leaves."
+                )
+
+    def _stage_one_span(self, trainer: Trainer) -> tuple[int, int]:
+        epochs, steps = self._end_of_stage_one(trainer)
+        assert trainer.max_epochs is not None
+        return epochs or trainer.max_epochs, steps or trainer.max_steps
+
+    # Stage two
+
+    def _begin_stage_two(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._first is not None
+        weights, origin = self._weights_to_estimate_with(trainer, pl_module)
+        pl_module.load_state_dict(weights)
+        loader = _trainer.estimation_loader(trainer, pl_module)
+        estimator = self.estimator(self._num_classes(trainer, pl_module))
+        self.transition = _trainer.estimate(trainer, pl_module, loader, estimator, self.predict)
+        self._publish(trainer, pl_module, f"{type(estimator).__name__}, {origin}, {len(loader.dataset):,} examples")  # type: ignore[arg-type]
+
+        if self.reinit == "fresh":
+            assert self._seed is not None
+            _trainer.reseed(trainer, self._seed)
+            pl_module.reset_weights()  # type: ignore[operator]
+            pl_module.load_state_dict(trainer.strategy.broadcast(_trainer.snapshot(pl_module)))
+        self._stage_two_span = self._rest_of_the_fit(trainer)
+        _trainer.restart(trainer, pl_module, self._first, *self._stage_two_span, keep_weights=self.reinit != "initial")
+        correction = self._correction_of(pl_module)
+        if correction is not None:
+            correction.set_transition(self.transition)
+        self._tell_module(pl_module)
+        self.stage = 2
+        self._first = self._best = None
+        name = type(correction).__name__ if correction is not None else type(pl_module).__name__
+        start = {"initial": "the initial weights", "fresh": "fresh weights", "keep": "stage one's weights"}[self.reinit]
+        rank_zero_info(f"Stage two: training from {start} with {name} and the estimated T.")
+
+    def _weights_to_estimate_with(self, trainer: Trainer, module: LightningModule) -> tuple[dict[str, Tensor], str]:
+        if self.estimate_from == "best" and not _trainer.dev_batches(trainer):
+            if self._best is None:
+                raise ValueError(
+                    f"EstimateTransitionCallback(estimate_from='best') has met no {self.monitor!r} in stage one:"
+                    " validate at least once before its end, or pass estimate_from='last'."
+                )
+            self.stage_one_epoch = self._best["epoch"]
+            return self._best["weights"], f"epoch {self.stage_one_epoch} with {self.monitor} {self._best['score']:.4f}"
+        self.stage_one_epoch = trainer.current_epoch - 1
+        return _trainer.judged_weights(trainer, module), f"weights after {trainer.global_step} steps"
+
+    def _rest_of_the_fit(self, trainer: Trainer) -> tuple[int, int]:
+        """Return the epochs and steps that are left; -1 is no limit."""
+        assert trainer.max_epochs is not None
+        epochs = -1 if trainer.max_epochs == -1 else trainer.max_epochs - trainer.current_epoch
+        whole = trainer.max_steps
+        if whole == -1 and self._end_of_stage_one(trainer)[1] is not None:  # may have begun within an epoch
+            estimated = trainer.estimated_stepping_batches
+            whole = -1 if math.isinf(estimated) else int(estimated)
+        return epochs, -1 if whole == -1 else whole - trainer.global_step
+
+    def _publish(self, trainer: Trainer, module: LightningModule, source: str) -> None:
+        assert self.transition is not None
+        true = _trainer.data_attribute(trainer, "transition")
+        error = "" if true is None else f"; relative L1 error {relative_l1_error(self.transition, true.cpu()):.4f}"
+        folder = trainer.log_dir  # a collective: every process asks
+        saved = ""
+        if not _trainer.dev_batches(trainer):
+            assert folder is not None
+            self.stage_one_checkpoint = f"{folder}/stage_one.ckpt"
+            trainer.save_checkpoint(self.stage_one_checkpoint, weights_only=True)
+            names = _trainer.data_attribute(trainer, "class_names")
+            if trainer.is_global_zero:
+                publish_transition(self.transition, true, folder, trainer.loggers, trainer.global_step, names)
+            saved = f"; saved in {folder}"
+        rank_zero_info(f"T estimated ({source}){error}{saved}.")
+
+    # The module
+
+    def _correction_of(self, module: LightningModule) -> Correction | None:
+        own = getattr(module, self.loss_attribute, None)
+        return self.correction or (own if isinstance(own, Correction) else None)
+
+    def _tell_module(self, module: LightningModule) -> None:
+        hook = getattr(module, "on_transition_estimated", None)
+        if callable(hook):
+            assert self.transition is not None
+            hook(self.transition.to(module.device))
+
+    def _num_classes(self, trainer: Trainer, module: LightningModule) -> int:
+        for source in (self._correction_of(module), module, trainer.datamodule):  # type: ignore[attr-defined]
+            found = getattr(source, "num_classes", None)
+            if found is not None:
+                return int(found)
+        raise ValueError(
+            "EstimateTransitionCallback does not know the number of classes: give the correction num_classes=..., or"
+            " the module or data module an attribute num_classes."
+        )
+
+    # Ending
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where the fit ended before T was estimated."""
+        if self.stage == 1 and not _trainer.dev_batches(trainer):
+            rank_zero_warn("The fit ended in stage one: T was not estimated, and no corrected loss was used.")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the trainer its limits back."""
+        self._span.close()

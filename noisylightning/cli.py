@@ -1,0 +1,74 @@
+"""The command ``noisylightning``: LightningCLI over all models, data modules, corrections and estimators."""
+
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import noisylightning.data
+import noisylightning.losses
+import noisylightning.models
+from noisylightning._trainer import dev_batches
+from noisylightning.module import NoisyLabelClassifier
+from noisylightning.summary import summarize
+
+
+class NoisyLightningCLI(LightningCLI):
+    """LightningCLI that takes the number of classes from the data and closes a fit with a table."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the data say how many classes there are."""
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that answers a mistake with one sentence, not with two screens of usage."""
+        parser = super().init_parser(**{"usage": "%(prog)s [options]", **kwargs})
+
+        def error(message: str, ex: Exception | None = None) -> NoReturn:
+            if not parser.exit_on_error:
+                type(parser).error(parser, message, ex)
+            sys.exit(f"noisylightning: {_one_sentence(message)}")
+
+        parser.error = error  # type: ignore[method-assign]
+        return parser
+
+    def after_fit(self) -> None:
+        """Show what the fit has reached."""
+        if isinstance(self.model, NoisyLabelClassifier) and not dev_batches(self.trainer):
+            summarize(self.trainer, self.model, self.datamodule)
+
+
+def _one_sentence(message: str) -> str:
+    """Keep of jsonargparse's tree of attempts what was wrong, and leave out what else would have been right."""
+    hints = ("Does not validate", "Subtypes", "Errors:", "Expected a <class 'NoneType'>", "Given value")
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(hints))
+
+
+def main(args: ArgsType = None) -> None:
+    """Run ``noisylightning fit|validate|test|predict``.
+
+    Args:
+        args: Command-line arguments; ``sys.argv`` where they are left out.
+    """
+    # Raised within Lightning by torch of late, about Lightning's own code: nothing that a user could mend.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    try:
+        NoisyLightningCLI(
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # the module makes its own at each stage
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "noisylightning"},
+            args=args,
+        )
+    except (OSError, TypeError, ValueError) as error:
+        # An error that this package raises says all in its one sentence; any other keeps its traceback.
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if Path(noisylightning.__file__).parent not in raised_in.parents:
+            raise
+        sys.exit(f"noisylightning: {error}")

@@ -1,0 +1,158 @@
+"""The LightningModule: any backbone, trained on noisy labels with any correction."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from noisylightning.corrections import Correction, NoCorrection
+
+
+class _NoisyMetrics(nn.Module):
+    """Loss and accuracy on noisy labels over an epoch."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+
+    def update(self, loss: Tensor, log_posterior: Tensor, labels: Tensor) -> None:
+        self.loss.update(loss, len(labels))
+        self.accuracy.update(log_posterior, labels)
+
+
+class NoisyLabelClassifier(LightningModule):
+    """A classifier trained on noisy labels.
+
+    The network's softmax is p(clean | x); the correction carries T, T[i, j] = p(noisy = j | clean = i), and turns the
+    two into a loss on the noisy labels. Batches are ``(inputs, labels)`` or ``(inputs, labels, index)``, with the index
+    of each sample in the training data for the losses that keep state for it.
+
+    Logged, once an epoch:
+
+    - ``train_loss``, ``val_loss``: the corrected loss on the noisy labels;
+    - ``train_accuracy``, ``val_accuracy``: how often the network's *noisy* prediction, the largest entry of p T, is the
+      noisy label. It needs no clean label, and a network that has learnt the clean classes is not punished for it;
+    - ``test_loss``, ``test_accuracy``, ``test_balanced_accuracy`` (the mean over classes): cross-entropy and accuracies
+      of p(clean | x) on the labels of the test set, which are taken to be clean.
+
+    A new architecture is a subclass that overrides :meth:`build_backbone`, or simply a module passed as ``backbone``.
+
+    Args:
+        backbone: Network that maps inputs to logits ``(N, C)``; :meth:`build_backbone` makes one where it is left out.
+        correction: How T enters the loss; no correction (plain cross-entropy) where it is left out.
+        num_classes: Number of classes C; the correction's where it is left out.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the learning-rate scheduler from the optimizer; stepped once an epoch.
+
+    Raises:
+        ValueError: If the number of classes is given nowhere, or the correction was made for another.
+        TypeError: If there is neither a ``backbone`` nor a :meth:`build_backbone`.
+
+    Example:
+        >>> from noisylightning.corrections import ForwardCorrection
+        >>> model = NoisyLabelClassifier(nn.Linear(4, 3), ForwardCorrection(num_classes=3))
+        >>> model(torch.zeros(2, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module | None = None,
+        correction: Correction | None = None,
+        num_classes: int | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.correction = NoCorrection() if correction is None else correction
+        num_classes = self.correction.num_classes if num_classes is None else num_classes
+        if num_classes is None:
+            raise ValueError(f"{type(self).__name__} does not know the number of classes: pass num_classes=...")
+        self.correction.initialize(num_classes)
+        # Objects stay out of checkpoints, which load with weights_only. LightningCLI offers the configuration they
+        # were built from instead (recognised by its "_instantiator"), and that is plain data, worth keeping whole.
+        objects = ["backbone", "correction", "optimizer", "lr_scheduler"]
+        self.save_hyperparameters(ignore=objects, logger=False)
+        if "_instantiator" in self.hparams:
+            self.save_hyperparameters(logger=False)
+        self.hparams["num_classes"] = self.num_classes = num_classes
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.backbone = self.build_backbone() if backbone is None else backbone
+
+        self.train_metrics = _NoisyMetrics(num_classes)
+        self.val_metrics = _NoisyMetrics(num_classes)
+        self.test_metrics = MetricCollection(
+            {
+                "test_accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "test_balanced_accuracy": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
+            }
+        )
+
+    def build_backbone(self) -> nn.Module:
+        """Make the network; override this for a new architecture. It is called once, from the constructor."""
+        raise TypeError(
+            f"{type(self).__name__} has no network: pass backbone=..., or override build_backbone() to return one."
+        )
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return the logits of the clean classes, ``(N, C)``."""
+        return self.backbone(inputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the corrected loss on the noisy labels."""
+        return self._noisy_step(batch, self.train_metrics)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure loss and accuracy on the noisy labels."""
+        self._noisy_step(batch, self.val_metrics)
+
+    def _noisy_step(self, batch: Any, metrics: _NoisyMetrics) -> Tensor:
+        inputs, labels, *index = batch
+        logits = self(inputs)
+        loss = self.correction(logits, labels, *index)
+        with torch.no_grad():
+            metrics.update(loss, self.correction.noisy_log_posterior(logits), labels)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training metrics, before the callbacks that monitor them."""
+        self._log_metrics("train", self.train_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_metrics("val", self.val_metrics)
+
+    def _log_metrics(self, part: str, metrics: _NoisyMetrics) -> None:
+        self.log(f"{part}_loss", metrics.loss, prog_bar=True)
+        self.log(f"{part}_accuracy", metrics.accuracy, prog_bar=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure p(clean | x) on clean labels."""
+        inputs, labels, *_ = batch
+        logits = self(inputs)
+        self.test_metrics.update(logits, labels)
+        self.log_dict(self.test_metrics)
+        self.log("test_loss", nn.functional.cross_entropy(logits.float(), labels), batch_size=len(labels))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return p(clean | x), ``(N, C)``."""
+        inputs = batch[0] if isinstance(batch, list | tuple) else batch
+        return self(inputs).float().softmax(dim=1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer and the scheduler; called afresh at the beginning of each stage."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        monitor = getattr(scheduler, "monitor", None)  # Lightning's ReduceLROnPlateau names the metric it watches
+        if monitor is None:
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}

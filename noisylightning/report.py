@@ -1,0 +1,55 @@
+"""What a run leaves for people: T-hat as files and pictures, and the closing table."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from noisylightning._files import written_whole
+from noisylightning.plotting import compare_transitions, draw_transition
+
+
+def publish_transition(
+    transition: Tensor,
+    true: Tensor | None,
+    folder: str | Path,
+    loggers: Iterable[Any] = (),
+    step: int = 0,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Save T-hat as ``transition.npy``, ``.csv`` and ``.png``, and send the picture to loggers that take one.
+
+    Args:
+        transition: T-hat of shape ``(C, C)``.
+        true: The true T, drawn beside it; None where it is not known.
+        folder: Where the files go.
+        loggers: Lightning loggers; those of TensorBoard and Weights & Biases kind get the picture.
+        step: The step that the loggers file it under.
+        class_names: The C names.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> publish_transition(torch.eye(2), None, folder)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['transition.csv', 'transition.npy', 'transition.png']
+    """
+    folder = Path(folder)
+    values = transition.cpu().numpy()
+    with written_whole(folder / "transition.npy") as path:
+        np.save(path, values, allow_pickle=False)
+    with written_whole(folder / "transition.csv") as path:
+        np.savetxt(path, values, delimiter=",", fmt="%.8g")
+    if true is None:
+        figure, _ = draw_transition(transition, class_names=class_names, title="estimated T")
+    else:
+        figure = compare_transitions(transition, true, class_names=class_names)
+    with written_whole(folder / "transition.png") as path:
+        figure.savefig(path, dpi=150)
+    for logger in loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image("transition", [str(folder / "transition.png")], step=step)
+        elif hasattr(logger.experiment, "add_figure"):
+            logger.experiment.add_figure("transition", figure, step)

@@ -1,0 +1,109 @@
+"""A small noisy problem and small modules, one of ours and some that know nothing of us, shared by the tests."""
+
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from noisylightning import ForwardCorrection, NoisyLabelClassifier
+from noisylightning.transition import from_flips
+
+CLASSES, FEATURES = 3, 5
+TRUE = from_flips(CLASSES, {0: 1, 1: 2}, 0.3)
+
+
+class ToyData(LightningDataModule):
+    """Three Gaussian blobs with asymmetric noise; not shuffled, so that runs can be compared bit by bit."""
+
+    num_classes = CLASSES
+    transition = TRUE
+
+    def __init__(self, num_train: int = 96, batch_size: int = 16) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        clean = torch.arange(num_train + 48) % CLASSES
+        centres = 3 * torch.eye(CLASSES, FEATURES)
+        inputs = centres[clean] + torch.randn(len(clean), FEATURES, generator=generator)
+        noisy = torch.multinomial(TRUE[clean], 1, generator=generator).flatten()
+        self.train = TensorDataset(inputs[:num_train], noisy[:num_train])
+        self.val = TensorDataset(inputs[num_train:], noisy[num_train:])
+        self.test = TensorDataset(inputs[num_train:], clean[num_train:])
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train, batch_size=self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.val, batch_size=self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test, batch_size=self.batch_size)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
+
+    def estimation_dataloader(self) -> DataLoader:
+        return DataLoader(self.train, batch_size=self.batch_size)
+
+
+def backbone(seed: int = 0, dropout: float = 0.0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(FEATURES, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, CLASSES))
+
+
+def adam(parameters) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.02)
+
+
+def classifier(seed: int = 0, dropout: float = 0.0, **kwargs) -> NoisyLabelClassifier:
+    kwargs.setdefault("correction", ForwardCorrection(num_classes=CLASSES))
+    kwargs.setdefault("optimizer", adam)
+    return NoisyLabelClassifier(backbone(seed, dropout), **kwargs)
+
+
+class Scripted(NoisyLabelClassifier):
+    """Reports the validation accuracies it is told to, one an epoch, the last one ever after."""
+
+    def __init__(self, *scores: float) -> None:
+        super().__init__(backbone(), ForwardCorrection(num_classes=CLASSES), optimizer=adam)
+        self.scores = scores
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_accuracy", self.scores[min(self.current_epoch, len(self.scores) - 1)])
+
+
+def trainer(tmp_path, callbacks=(), max_epochs: int = 4, **kwargs) -> Trainer:
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), max_epochs=max_epochs, **(defaults | kwargs))
+
+
+class ForeignClassifier(LightningModule):
+    """What somebody else wrote: its own criterion, optimizer, schedule and metrics, and no import of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = backbone()
+        self.criterion = nn.CrossEntropyLoss()
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        return self.criterion(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        correct = (self(batch[0]).argmax(dim=1) == batch[1]).float().mean()
+        self.log("val_acc", correct, sync_dist=True)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs)]
