@@ -23,9 +23,9 @@ from noisylightning.transition import from_flips
 class NoisyDataModule(LightningDataModule):
     """Data with noisy training and validation labels and a clean test set.
 
-    A subclass sets ``num_classes`` and ``class_names`` in its constructor and overrides :meth:`load_train` and
-    :meth:`load_test`; inputs that need it are brought to the network's form by ``transform`` and, in training only,
-    varied by ``augmentation``.
+    A subclass sets ``num_classes`` and ``class_names``, at the latest in its constructor, and overrides
+    :meth:`load_train` and :meth:`load_test`; inputs that need it are brought to the network's form by ``transform``
+    and, in training only, varied by ``augmentation``.
 
     The labels are corrupted once, those of training and validation together; the test set never passes through here.
     Batches are ``(inputs, labels)``, or ``(inputs, labels, index)`` with the sample's place in :meth:`load_train`.
@@ -34,10 +34,12 @@ class NoisyDataModule(LightningDataModule):
         noise: What corrupts the labels. None takes them as they are.
         noise_seed: Seed of the noise.
         manifest: File of noisy labels (``.npz``): read where it exists, written where it does not.
+        trusted: Samples whose labels are known to be right: their places in :meth:`load_train`, or how many to draw of
+            each class. They keep their labels and leave the noisy training and validation sets.
         val_fraction: Share of the training samples held out for validation, in (0, 1); their labels are noisy too.
         batch_size: Samples in a batch, on each process.
-        seed: Seed of the split, of the order and of the augmentation.
-        num_workers: Processes that read; 0 is best for data held in memory.
+        seed: Seed of the split, of the draw of trusted samples, of the order and of the augmentation.
+        num_workers: Processes that read; data held in memory needs none and takes none.
         with_index: Whether batches carry the sample's index.
 
     Attributes:
@@ -46,7 +48,11 @@ class NoisyDataModule(LightningDataModule):
         transform: From a batch as stored to a batch as the network takes it.
         augmentation: Random variation of training batches, see :class:`~noisylightning.data.view.Augmentation`.
         flips: The paper's map for asymmetric noise, where there is one for this data.
-        noisy_labels: After ``setup``, the record of the noise; None where ``noise`` is.
+        noisy_labels: After ``setup``, the record of the noise; None where there is none.
+        train_index: After ``setup``, the places in :meth:`load_train` of the training samples, in order.
+        val_index: Those of the validation samples.
+        trusted_index: Those of the trusted samples.
+        has_test: Whether there is a test set, known before ``setup``.
 
     Example:
         >>> from noisylightning.data import DigitsDataModule, SymmetricNoise
@@ -62,12 +68,14 @@ class NoisyDataModule(LightningDataModule):
     flips: ClassVar[Mapping[int, Any] | None] = None
     transform: Transform | None = None
     augmentation: Augmentation | None = None
+    has_test: bool = True
 
     def __init__(
         self,
         noise: LabelNoise | None = None,
         noise_seed: int = 0,
         manifest: str | Path | None = None,
+        trusted: int | list[int] | None = None,
         val_fraction: float = 0.1,
         batch_size: int = 128,
         seed: int = 0,
@@ -82,14 +90,17 @@ class NoisyDataModule(LightningDataModule):
         self.noise = noise
         self.noise_seed = noise_seed
         self.manifest = manifest
+        self.trusted = trusted
         self.val_fraction = val_fraction
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
         self.with_index = with_index
         self.noisy_labels: NoisyLabels | None = None
+        self.train_index = self.val_index = self.trusted_index = torch.empty(0, dtype=torch.int64)
         self._train: tuple[Inputs, Tensor] | None = None
         self._test: tuple[Inputs, Tensor] | None = None
+        self._trusted: tuple[Inputs, Tensor] | None = None
 
     @abstractmethod
     def load_train(self) -> tuple[Inputs, Tensor]:
@@ -106,6 +117,27 @@ class NoisyDataModule(LightningDataModule):
         Returns:
             Inputs, and their clean labels.
         """
+
+    def load_trusted(self) -> tuple[Inputs, Tensor] | None:
+        """Read a trusted set that is no part of :meth:`load_train`.
+
+        Returns:
+            Inputs, and their clean labels; None where there is no such set, the default.
+        """
+        return None
+
+    def split(self, num: int) -> tuple[Tensor, Tensor]:
+        """Choose which samples train and which validate, at random by ``seed``; override for a split that is given.
+
+        Args:
+            num: Number of samples N.
+
+        Returns:
+            Places of the training and of the validation samples, int64.
+        """
+        order = torch.randperm(num, generator=seeded_generator("split", self.seed))
+        num_val = round(self.val_fraction * num)
+        return order[num_val:].sort().values, order[:num_val].sort().values
 
     def asymmetric_transition(self, rate: float) -> Tensor:
         """The T of ``AsymmetricNoise(rate)`` on this data, from the paper's ``flips``.
@@ -137,20 +169,54 @@ class NoisyDataModule(LightningDataModule):
             labels = self._checked(inputs, labels, "training labels")
             if self.noise is not None or self.manifest is not None:
                 self.noisy_labels = self._corrupt(inputs, labels)
-            self._train = inputs, labels
-            order = torch.randperm(len(labels), generator=seeded_generator("split", self.seed))
-            num_val = round(self.val_fraction * len(labels))
-            if not 0 < num_val < len(labels):
+            self.trusted_index = self._choose_trusted(labels)
+            parts = self.split(len(labels))
+            self.train_index, self.val_index = (part[~torch.isin(part, self.trusted_index)] for part in parts)
+            if not len(self.train_index) or not len(self.val_index):
                 raise ValueError(
-                    f"val_fraction={self.val_fraction} of {len(labels)} samples leaves {len(labels) - num_val} to "
-                    f"train and {num_val} to validate; choose another."
+                    f"{len(labels)} samples, {len(self.trusted_index)} of them trusted, leave {len(self.train_index)} "
+                    f"to train, {len(self.val_index)} to validate: change val_fraction={self.val_fraction} or trusted."
                 )
-            self.val_index = order[:num_val].sort().values
-            self.train_index = order[num_val:].sort().values
+            self._train = inputs, labels
+            self._trusted = self._load_trusted()
             rank_zero_info(self._describe())
-        if stage in ("test", "predict", None) and self._test is None:
+        if stage in ("test", "predict", None) and self._test is None and self.has_test:
             inputs, labels = self.load_test()
             self._test = inputs, self._checked(inputs, labels, "test labels")
+
+    def _choose_trusted(self, labels: Tensor) -> Tensor:
+        if self.trusted is None:
+            return torch.empty(0, dtype=torch.int64)
+        if not isinstance(self.trusted, int):
+            index = torch.tensor(self.trusted, dtype=torch.int64)
+            wrong = [i for i in self.trusted if not 0 <= i < len(labels)]
+            if wrong or len(index.unique()) < len(index):
+                raise ValueError(
+                    f"trusted must name samples in 0..{len(labels) - 1}, each once, got "
+                    f"{wrong[0] if wrong else 'one twice'}: correct the list."
+                )
+            return index.sort().values
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        if not 0 < self.trusted < counts.min():
+            raise ValueError(
+                f"trusted={self.trusted} of each class cannot be drawn, the smallest class has {int(counts.min())} "
+                "samples: choose at least 1 and fewer than that."
+            )
+        order = torch.randperm(len(labels), generator=seeded_generator("trusted", self.seed))
+        chosen = [order[labels[order] == c][: self.trusted] for c in range(self.num_classes)]
+        return torch.cat(chosen).sort().values
+
+    def _load_trusted(self) -> tuple[Inputs, Tensor] | None:
+        separate = self.load_trusted()
+        if separate is None:
+            return None
+        if self.trusted is not None:
+            raise ValueError(
+                f"{type(self).__name__} has a trusted set of its own, so trusted={self.trusted} cannot be drawn from "
+                "the noisy one: leave it out."
+            )
+        inputs, labels = separate
+        return inputs, self._checked(inputs, labels, "trusted labels")
 
     def _checked(self, inputs: Inputs, labels: Tensor, what: str) -> Tensor:
         labels = check_labels(labels, self.num_classes, what=f"{type(self).__name__}'s {what}")
@@ -181,13 +247,14 @@ class NoisyDataModule(LightningDataModule):
         return record
 
     def _describe(self) -> str:
-        sizes = (
-            f"{type(self).__name__}: {len(self.train_index):,} samples to train, {len(self.val_index):,} to validate"
-        )
+        sizes = self.summary
+        parts = f"{type(self).__name__}: {sizes['train']:,} samples to train, {sizes['validation']:,} to validate"
+        if "trusted" in sizes:
+            parts += f", {sizes['trusted']:,} trusted"
         if self.noisy_labels is None:
-            return f"{sizes}; labels as they are."
+            return f"{parts}; labels as they are."
         asked, seed = self.noisy_labels.requested_rate, self.noisy_labels.seed
-        wrong = f"{sizes}; {self.noisy_labels.actual_rate:.2%} of the labels are wrong"
+        wrong = f"{parts}; {self.noisy_labels.actual_rate:.2%} of the labels are wrong"
         return f"{wrong}." if asked is None else f"{wrong}, {asked:.2%} asked for (seed {seed})."
 
     @property
@@ -196,6 +263,8 @@ class NoisyDataModule(LightningDataModule):
         found: dict[str, int | float | None] = {}
         if self._train is not None:
             found |= {"train": len(self.train_index), "validation": len(self.val_index)}
+            if num_trusted := len(self.trusted_index if self._trusted is None else self._trusted[1]):
+                found["trusted"] = num_trusted
         if self._test is not None:
             found["test"] = len(self._test[1])
         if self.noisy_labels is not None:
@@ -210,23 +279,17 @@ class NoisyDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training samples with noisy labels, augmented, in an order set by seed and epoch."""
-        view = self._train_view(self.train_index, self.augmentation)
-        trainer = self.trainer
-        if trainer is None:
-            sampler = EpochSampler(view, seed=self.seed)
-        else:
-            sampler = EpochSampler(view, self.seed, num_replicas=trainer.world_size, rank=trainer.global_rank)
-            # workers read ahead before Lightning sets the epoch of a resumed run
-            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return self._loader(view, sampler)
+        return self._shuffled(self._noisy_view(self.train_index, self.augmentation))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation samples with noisy labels, in order."""
-        return self._loader(self._train_view(self.val_index))
+        return self._loader(self._noisy_view(self.val_index))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test samples with clean labels, in order."""
-        assert self._test is not None, "call setup first"
+        if not self.has_test:
+            raise ValueError(f"{type(self).__name__} was given no test set: give one, or do not test.")
+        self._test = self._on_device(self._test)
         inputs, labels = self._test
         return self._loader(self._view(inputs, labels, torch.arange(len(labels))))
 
@@ -236,32 +299,72 @@ class NoisyDataModule(LightningDataModule):
 
     def estimation_dataloader(self) -> DataLoader[Any]:
         """Training and validation samples with noisy labels, not augmented, in the order of :meth:`load_train`."""
-        return self._loader(self._train_view(torch.cat([self.train_index, self.val_index]).sort().values))
+        return self._loader(self._noisy_view(torch.cat([self.train_index, self.val_index]).sort().values))
 
-    def _train_view(self, index: Tensor, augmentation: Augmentation | None = None) -> LabelledView:
-        assert self._train is not None, "call setup first"
+    def trusted_dataloader(self) -> DataLoader[Any]:
+        """Trusted samples with their right labels, not augmented, in order."""
+        return self._loader(self._trusted_view())
+
+    def fine_tuning_dataloader(self) -> DataLoader[Any]:
+        """Trusted samples with their right labels, augmented, in an order set by seed and epoch."""
+        return self._shuffled(self._trusted_view(self.augmentation))
+
+    def _noisy_view(self, index: Tensor, augmentation: Augmentation | None = None) -> LabelledView:
+        self._train = self._on_device(self._train)
         inputs, labels = self._train
-        labels = labels if self.noisy_labels is None else self.noisy_labels.labels
-        return self._view(inputs, labels, index, augmentation)
+        return self._view(
+            inputs, labels if self.noisy_labels is None else self.noisy_labels.labels, index, augmentation
+        )
+
+    def _trusted_view(self, augmentation: Augmentation | None = None) -> LabelledView:
+        if self._trusted is not None:
+            self._trusted = self._on_device(self._trusted)
+            inputs, labels = self._trusted
+            return self._view(inputs, labels, torch.arange(len(labels)), augmentation)
+        self._train = self._on_device(self._train)
+        if not len(self.trusted_index):
+            raise ValueError(
+                f"{type(self).__name__} has no trusted samples: give trusted, their places or how many to draw of each "
+                "class."
+            )
+        inputs, labels = self._train
+        return self._view(inputs, labels, self.trusted_index, augmentation)
+
+    def _on_device(self, part: tuple[Inputs, Tensor] | None) -> tuple[Inputs, Tensor]:
+        """Bring inputs held in memory to the GPU, if the trainer has one, to stay there."""
+        if part is None:
+            raise RuntimeError(f"{type(self).__name__} is not set up for this yet: call setup() first.")
+        inputs, labels = part
+        if isinstance(inputs, Tensor) and self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            inputs = inputs.to(device) if device.type == "cuda" else inputs
+        return inputs, labels
 
     def _view(
         self, inputs: Inputs, labels: Tensor, index: Tensor, augmentation: Augmentation | None = None
     ) -> LabelledView:
-        if isinstance(inputs, Tensor) and self.trainer is not None:
-            device = self.trainer.strategy.root_device
-            if device.type == "cuda":
-                inputs = inputs.to(device)
         return LabelledView(inputs, labels, index, self.transform, augmentation, self.seed, self.with_index)
 
+    def _shuffled(self, view: LabelledView) -> DataLoader[Any]:
+        trainer = self.trainer
+        if trainer is None:
+            return self._loader(view, EpochSampler(view, self.seed))
+        sampler = EpochSampler(view, self.seed, num_replicas=trainer.world_size, rank=trainer.global_rank)
+        # workers read ahead before Lightning sets the epoch of a resumed run
+        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return self._loader(view, sampler)
+
     def _loader(self, view: LabelledView, sampler: EpochSampler | None = None) -> DataLoader[Any]:
-        if isinstance(view.inputs, Tensor):  # Lightning would advise workers, which only slow such data down
+        in_memory = isinstance(view.inputs, Tensor)
+        if in_memory:  # Lightning would advise workers, which only slow such data down
             warnings.filterwarnings("ignore", ".*does not have many workers which may be a bottleneck.*")
         return DataLoader(
             dataset=view,
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
+            num_workers=0 if in_memory else self.num_workers,
             collate_fn=_as_is,
+            pin_memory=not in_memory and torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),  # leaves the global stream to the network
         )
 

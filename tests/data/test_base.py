@@ -120,8 +120,9 @@ def test_augmentation_is_for_training_batches_only():
 
 
 def test_augmentation_depends_on_seed_epoch_and_sample_alone():
-    def draws(epoch, **kwargs):
-        data = set_up(**kwargs)
+    def draws(epoch, data_module=Numbers, **kwargs):
+        data = data_module(**kwargs)
+        data.setup()
         data.augmentation = Shift()
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
@@ -130,7 +131,7 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone():
 
     first = draws(3)
     assert draws(3, batch_size=5) == first
-    assert draws(3, num_workers=1) == first
+    assert draws(3, NumbersInWorkers, num_workers=1) == first
     assert draws(4) != first
     assert draws(3, seed=1) != first
     assert len({value % 1 for value in first.values()}) == len(first)
@@ -179,6 +180,56 @@ def test_without_noise_the_labels_stay_and_nothing_is_said_of_them():
     assert torch.equal(labels, inputs.long() % 4)
 
 
+@pytest.mark.parametrize("trusted", [5, [0, 50, 102]])
+def test_trusted_samples_keep_their_labels_and_leave_the_noisy_parts(trusted):
+    data = set_up(noise=SymmetricNoise(1.0), trusted=trusted)
+    inputs, labels = everything(data.trusted_dataloader())
+    assert torch.equal(labels, inputs.long() % 4)
+    chosen = set(inputs.tolist())
+    if isinstance(trusted, int):
+        assert torch.bincount(labels).tolist() == [5] * 4
+    else:
+        assert chosen == set(trusted)
+    assert data.summary["trusted"] == len(chosen)
+    parts = [everything(loader)[0].tolist() for loader in (data.train_dataloader(), data.val_dataloader())]
+    assert sorted([*chosen, *parts[0], *parts[1]]) == list(range(103))
+    assert not chosen & set(everything(data.estimation_dataloader())[0].tolist())
+    again = everything(data.fine_tuning_dataloader())[0].tolist()
+    assert set(again) == chosen
+    assert again != inputs.tolist() or len(chosen) < 5
+    # the noise does not depend on the choice
+    assert torch.equal(data.noisy_labels.labels, set_up(noise=SymmetricNoise(1.0)).noisy_labels.labels)
+
+
+class TrustedApart(Numbers):
+    def load_trusted(self):
+        return torch.arange(1000.0, 1008.0), torch.arange(8) % 4
+
+
+def test_a_trusted_set_of_its_own_leaves_the_noisy_parts_whole():
+    data = TrustedApart(noise=SymmetricNoise(1.0))
+    data.setup()
+    inputs, labels = everything(data.trusted_dataloader())
+    assert inputs.tolist() == list(range(1000, 1008))
+    assert labels.tolist() == [0, 1, 2, 3] * 2
+    assert data.summary["trusted"] == 8
+    assert data.summary["train"] + data.summary["validation"] == 103
+    with pytest.raises(ValueError, match="TrustedApart has a trusted set of its own, so trusted=2 cannot"):
+        TrustedApart(trusted=2).setup()
+
+
+def test_what_was_not_given_is_not_served():
+    with pytest.raises(ValueError, match="Numbers has no trusted samples: give trusted"):
+        set_up().trusted_dataloader()
+    with pytest.raises(RuntimeError, match="not set up for this yet"):
+        Numbers().train_dataloader()
+    data = Numbers()
+    data.has_test = False
+    data.setup()
+    with pytest.raises(ValueError, match="Numbers was given no test set"):
+        data.test_dataloader()
+
+
 def test_asymmetric_noise_takes_the_map_of_the_data():
     data = DigitsDataModule(noise=AsymmetricNoise(0.6))
     data.setup("fit")
@@ -208,7 +259,11 @@ def test_a_manifest_is_written_and_read(tmp_path):
     ("arguments", "words"),
     [
         ({"val_fraction": 0.0}, "val_fraction must lie between 0 and 1, got 0.0"),
-        ({"val_fraction": 0.001}, "leaves 103 to train and 0 to validate"),
+        ({"val_fraction": 0.001}, "103 samples, 0 of them trusted, leave 103 to train, 0 to validate"),
+        ({"trusted": 25}, "trusted=25 of each class cannot be drawn, the smallest class has 25 samples"),
+        ({"trusted": 0}, "trusted=0 of each class cannot be drawn"),
+        ({"trusted": [3, 103]}, r"trusted must name samples in 0..102, each once, got 103: correct"),
+        ({"trusted": [3, 3]}, "each once, got one twice"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"train_labels": torch.arange(103) % 5}, "Numbers's training labels must lie in 0..3, got 4 at sample 4"),
         ({"train_labels": torch.arange(103) % 3}, "no sample of class 3"),
