@@ -99,6 +99,7 @@ class NoisyDataModule(LightningDataModule):
         self.noisy_labels: NoisyLabels | None = None
         self.train_index = self.val_index = self.trusted_index = torch.empty(0, dtype=torch.int64)
         self._train: tuple[Inputs, Tensor] | None = None
+        self._val: tuple[Inputs, Tensor] | None = None
         self._test: tuple[Inputs, Tensor] | None = None
         self._trusted: tuple[Inputs, Tensor] | None = None
 
@@ -117,6 +118,14 @@ class NoisyDataModule(LightningDataModule):
         Returns:
             Inputs, and their clean labels.
         """
+
+    def load_val(self) -> tuple[Inputs, Tensor] | None:
+        """Read a validation set that is no part of :meth:`load_train`, whose samples then all train.
+
+        Returns:
+            Inputs, and their labels, which are taken as they are; None where there is no such set, the default.
+        """
+        return None
 
     def load_trusted(self) -> tuple[Inputs, Tensor] | None:
         """Read a trusted set that is no part of :meth:`load_train`.
@@ -165,24 +174,31 @@ class NoisyDataModule(LightningDataModule):
             stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``, or None for all.
         """
         if stage in ("fit", "validate", None) and self._train is None:
-            inputs, labels = self.load_train()
-            labels = self._checked(inputs, labels, "training labels")
+            inputs, labels = self._checked(self.load_train(), "training labels", every_class=True)
             if self.noise is not None or self.manifest is not None:
                 self.noisy_labels = self._corrupt(inputs, labels)
             self.trusted_index = self._choose_trusted(labels)
-            parts = self.split(len(labels))
+            if (val := self.load_val()) is not None:
+                self._val = self._checked(val, "validation labels")
+            if (trusted := self.load_trusted()) is not None:
+                self._trusted = self._checked(trusted, "trusted labels", every_class=True)
+            if self._trusted is not None and self.trusted is not None:
+                raise ValueError(
+                    f"{type(self).__name__} has a trusted set of its own, so trusted={self.trusted} cannot be drawn "
+                    "from the noisy one: leave it out."
+                )
+            everything = torch.arange(len(labels))
+            parts = self.split(len(labels)) if self._val is None else (everything, everything[:0])
             self.train_index, self.val_index = (part[~torch.isin(part, self.trusted_index)] for part in parts)
-            if not len(self.train_index) or not len(self.val_index):
+            if not len(self.train_index) or not (len(self.val_index) or self._val):
                 raise ValueError(
                     f"{len(labels)} samples, {len(self.trusted_index)} of them trusted, leave {len(self.train_index)} "
                     f"to train, {len(self.val_index)} to validate: change val_fraction={self.val_fraction} or trusted."
                 )
             self._train = inputs, labels
-            self._trusted = self._load_trusted()
             rank_zero_info(self._describe())
         if stage in ("test", "predict", None) and self._test is None and self.has_test:
-            inputs, labels = self.load_test()
-            self._test = inputs, self._checked(inputs, labels, "test labels")
+            self._test = self._checked(self.load_test(), "test labels")
 
     def _choose_trusted(self, labels: Tensor) -> Tensor:
         if self.trusted is None:
@@ -206,25 +222,14 @@ class NoisyDataModule(LightningDataModule):
         chosen = [order[labels[order] == c][: self.trusted] for c in range(self.num_classes)]
         return torch.cat(chosen).sort().values
 
-    def _load_trusted(self) -> tuple[Inputs, Tensor] | None:
-        separate = self.load_trusted()
-        if separate is None:
-            return None
-        if self.trusted is not None:
-            raise ValueError(
-                f"{type(self).__name__} has a trusted set of its own, so trusted={self.trusted} cannot be drawn from "
-                "the noisy one: leave it out."
-            )
-        inputs, labels = separate
-        return inputs, self._checked(inputs, labels, "trusted labels")
-
-    def _checked(self, inputs: Inputs, labels: Tensor, what: str) -> Tensor:
-        labels = check_labels(labels, self.num_classes, what=f"{type(self).__name__}'s {what}")
+    def _checked(self, part: tuple[Inputs, Tensor], what: str, every_class: bool = False) -> tuple[Inputs, Tensor]:
+        inputs, labels = part
+        labels = check_labels(labels, self.num_classes, f"{type(self).__name__}'s {what}", every_class)
         if len(inputs) != len(labels):
             raise ValueError(
-                f"{type(self).__name__} has {len(inputs)} inputs and {len(labels)} {what}; give one label an input."
+                f"{type(self).__name__} has {len(inputs)} inputs and {len(labels)} {what}: give one label an input."
             )
-        return labels
+        return inputs, labels
 
     def _corrupt(self, inputs: Inputs, labels: Tensor) -> NoisyLabels:
         noise = self.noise
@@ -262,7 +267,8 @@ class NoisyDataModule(LightningDataModule):
         """Sizes of the parts that are set up, and the rates of wrong labels asked for and drawn."""
         found: dict[str, int | float | None] = {}
         if self._train is not None:
-            found |= {"train": len(self.train_index), "validation": len(self.val_index)}
+            found["train"] = len(self.train_index)
+            found["validation"] = len(self.val_index if self._val is None else self._val[1])
             if num_trusted := len(self.trusted_index if self._trusted is None else self._trusted[1]):
                 found["trusted"] = num_trusted
         if self._test is not None:
@@ -282,7 +288,10 @@ class NoisyDataModule(LightningDataModule):
         return self._shuffled(self._noisy_view(self.train_index, self.augmentation))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Validation samples with noisy labels, in order."""
+        """Validation samples with noisy labels, or the labels of :meth:`load_val` as they are, in order."""
+        if self._val is not None:
+            self._val = self._on_device(self._val)
+            return self._loader(self._whole_view(self._val))
         return self._loader(self._noisy_view(self.val_index))
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -290,8 +299,7 @@ class NoisyDataModule(LightningDataModule):
         if not self.has_test:
             raise ValueError(f"{type(self).__name__} was given no test set: give one, or do not test.")
         self._test = self._on_device(self._test)
-        inputs, labels = self._test
-        return self._loader(self._view(inputs, labels, torch.arange(len(labels))))
+        return self._loader(self._whole_view(self._test))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test samples again."""
@@ -319,8 +327,7 @@ class NoisyDataModule(LightningDataModule):
     def _trusted_view(self, augmentation: Augmentation | None = None) -> LabelledView:
         if self._trusted is not None:
             self._trusted = self._on_device(self._trusted)
-            inputs, labels = self._trusted
-            return self._view(inputs, labels, torch.arange(len(labels)), augmentation)
+            return self._whole_view(self._trusted, augmentation)
         self._train = self._on_device(self._train)
         if not len(self.trusted_index):
             raise ValueError(
@@ -329,6 +336,10 @@ class NoisyDataModule(LightningDataModule):
             )
         inputs, labels = self._train
         return self._view(inputs, labels, self.trusted_index, augmentation)
+
+    def _whole_view(self, part: tuple[Inputs, Tensor], augmentation: Augmentation | None = None) -> LabelledView:
+        inputs, labels = part
+        return self._view(inputs, labels, torch.arange(len(labels)), augmentation)
 
     def _on_device(self, part: tuple[Inputs, Tensor] | None) -> tuple[Inputs, Tensor]:
         """Bring inputs held in memory to the GPU, if the trainer has one, to stay there."""

@@ -99,7 +99,7 @@ class HumanNoise(LabelNoise):
             if key not in content:
                 raise ValueError(f"{self.path} has no labels named {key!r}: choose from {sorted(content)}.")
         clean, human = (
-            check_labels(content[key], num_classes, what=f"{self.path}'s {key}") for key in (self.clean_key, self.key)
+            check_labels(content[key], num_classes, f"{self.path}'s {key}") for key in (self.clean_key, self.key)
         )
         if len(clean) != len(human):
             raise ValueError(f"{self.path} has {len(clean)} labels {self.clean_key!r} and {len(human)} {self.key!r}.")

@@ -17,13 +17,14 @@ from noisylightning.data.view import Inputs
 from noisylightning.transition import from_flips, load_transition, pairflip, symmetric, validate_transition
 
 
-def check_labels(labels: Tensor, num_classes: int, *, what: str = "labels") -> Tensor:
+def check_labels(labels: Tensor, num_classes: int, what: str = "labels", every_class: bool = True) -> Tensor:
     """Check that labels are class numbers and that every class occurs.
 
     Args:
         labels: Integer tensor of shape (N,).
         num_classes: Number of classes C.
         what: What to call the labels in an error.
+        every_class: Whether a class without a sample is an error.
 
     Returns:
         The labels as an int64 tensor.
@@ -50,7 +51,7 @@ def check_labels(labels: Tensor, num_classes: int, *, what: str = "labels") -> T
             "check the labels or num_classes."
         )
     empty = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten()
-    if len(empty):
+    if every_class and len(empty):
         raise ValueError(
             f"{what} hold no sample of class {int(empty[0])} (of {num_classes} classes); "
             "drop the class or add samples of it."

@@ -1,0 +1,187 @@
+"""Images in files: held in memory where they fit, else decoded by workers; the base of the modules that read them."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torchvision.transforms import v2
+
+from noisylightning.data.base import NoisyDataModule
+from noisylightning.data.image import Normalize, RandomCropFlip
+from noisylightning.data.view import Inputs
+
+MEMORY_LIMIT = 2**30
+"""Bytes of decoded images that are held in memory without being asked, 1 GiB."""
+
+
+def read_image(path: str | Path, size: int) -> Tensor:
+    """Read an image, scale it to cover a square and cut that out of its middle.
+
+    Args:
+        path: A file of any format that Pillow reads.
+        size: Side of the square, in pixels.
+
+    Returns:
+        uint8 tensor of shape (3, size, size).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is corrupt or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (size, size))  # a JPEG is decoded no larger than need be
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image {path}: correct the path or its line in the list.") from None
+    # Pillow's readers raise OSError, ValueError, SyntaxError and struct.error, each for its own kind of damage
+    except Exception as error:
+        raise ValueError(
+            f"the image {path} is corrupt or no image ({error}): replace it, or leave such out by skip_corrupt=True."
+        ) from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+class ImageFiles:
+    """Images that are decoded as they are asked for; workers do that side by side.
+
+    Args:
+        paths: The N files.
+        size: Side of the squares they are brought to, in pixels.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], size: int) -> None:
+        # one array: a list of a million strings would be copied into every worker, page by page
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        """Images at ``index``, uint8 of shape (B, 3, size, size)."""
+        return torch.stack([self.read(i) for i in index.tolist()])
+
+    def read(self, i: int) -> Tensor:
+        """Image number ``i``, uint8 of shape (3, size, size)."""
+        return read_image(os.fsdecode(self.paths[i]), self.size)
+
+    def all(self) -> Tensor:
+        """Every image, decoded by as many threads as there are processors."""
+        images = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+
+        def read(i: int) -> None:
+            images[i] = self.read(i)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(read, range(len(self))):
+                pass
+        return images
+
+    def corrupt(self) -> dict[int, str]:
+        """The images that cannot be read, with what is wrong; reads them all."""
+
+        def fault(i: int) -> str | None:
+            try:
+                self.read(i)
+            except ValueError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return {i: text for i, text in enumerate(pool.map(fault, range(len(self)))) if text is not None}
+
+
+class ImageFilesDataModule(NoisyDataModule):
+    """Base of the data modules that read image files.
+
+    A subclass overrides :meth:`list_train` and, where there is a test set, :meth:`list_test`. Each image is scaled to
+    cover a square of ``resize`` pixels and cut to it. Training takes a random window of ``size`` pixels, mirrored at
+    random; all else takes the middle one. Inputs are normalised float images of shape (3, size, size).
+
+    Args:
+        size: Side of the images that the network takes, in pixels.
+        resize: Side of the squares that they are cut from; by default 8/7 of ``size``, 256 for 224.
+        augment: Whether training takes random windows and mirrors them; else it takes the middle one.
+        in_memory: Whether to decode all images once and hold them. None does so up to 1 GiB.
+        skip_corrupt: Whether to leave out images that cannot be read, with a warning; every image is read once for it.
+        mean: Mean of each channel, of values in [0, 1]; by default ImageNet's, as pretrained networks expect.
+        std: Standard deviation of each channel, likewise.
+        kwargs: What every data module takes, see :class:`NoisyDataModule`; set ``num_workers`` where the images are not
+            held in memory.
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        resize: int | None = None,
+        augment: bool = True,
+        in_memory: bool | None = None,
+        skip_corrupt: bool = False,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+        self.resize = size * 8 // 7 if resize is None else resize
+        if self.resize < size:
+            raise ValueError(f"resize={self.resize} is smaller than size={size}: images cannot be cut larger.")
+        self.in_memory = in_memory
+        self.skip_corrupt = skip_corrupt
+        self.transform = v2.Compose([v2.CenterCrop(size), Normalize(mean, std)])
+        if augment:
+            self.augmentation = RandomCropFlip(size)
+
+    @abstractmethod
+    def list_train(self) -> tuple[Sequence[str | Path], Tensor]:
+        """List the images for training and validation.
+
+        Returns:
+            N files, and their labels as they come, integers of shape (N,).
+        """
+
+    def list_test(self) -> tuple[Sequence[str | Path], Tensor]:
+        """List the test images.
+
+        Returns:
+            Files, and their clean labels.
+        """
+        raise NotImplementedError
+
+    def load_train(self) -> tuple[Inputs, Tensor]:
+        """Images for training and validation."""
+        return self.read(*self.list_train())
+
+    def load_test(self) -> tuple[Inputs, Tensor]:
+        """Test images."""
+        return self.read(*self.list_test())
+
+    def read(self, paths: Sequence[str | Path], labels: Tensor) -> tuple[Inputs, Tensor]:
+        """Make inputs of listed images.
+
+        Args:
+            paths: N files.
+            labels: Their labels, integers of shape (N,).
+
+        Returns:
+            The images, in memory or not, and their labels; without the corrupt ones, where that is asked for.
+        """
+        files = ImageFiles(paths, self.resize)
+        if self.skip_corrupt and (corrupt := files.corrupt()):
+            rank_zero_warn(
+                f"{len(corrupt)} of {len(files)} images are left out, the first because {corrupt[min(corrupt)]}"
+            )
+            kept = [i for i in range(len(files)) if i not in corrupt]
+            files, labels = ImageFiles([paths[i] for i in kept], self.resize), labels[kept]
+        fits = len(files) * 3 * self.resize**2 <= MEMORY_LIMIT
+        return files.all() if (fits if self.in_memory is None else self.in_memory) else files, labels
