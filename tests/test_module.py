@@ -1,0 +1,145 @@
+"""NoisyLabelClassifier: what it logs, predicts, saves and refuses."""
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import ReduceLROnPlateau
+from torch import nn
+from toy import CLASSES, FEATURES, TRUE, ToyData, adam, backbone, classifier, trainer
+
+from noisylightning import ForwardCorrection, NoCorrection, NoisyLabelClassifier
+
+
+def test_metrics_agree_with_a_count_by_hand(tmp_path):
+    """Validation judges the noisy prediction, argmax of p T; the test judges p(clean | x) on clean labels."""
+    data, model = ToyData(), classifier(correction=ForwardCorrection(TRUE))
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(model, data)
+    model.eval()
+    with torch.no_grad():
+        logits = model(data.val.tensors[0])
+        noisy = data.val.tensors[1]
+        posterior = logits.softmax(dim=1) @ TRUE
+        val_accuracy = (posterior.argmax(dim=1) == noisy).float().mean()
+        val_loss = nn.functional.nll_loss(posterior.log(), noisy)
+        clean = data.test.tensors[1]
+        correct = logits.argmax(dim=1) == clean
+        balanced = torch.stack([correct[clean == i].float().mean() for i in range(CLASSES)]).mean()
+    measured = run.validate(model, data, verbose=False)[0] | run.test(model, data, verbose=False)[0]
+    expected = {
+        "val_accuracy": val_accuracy,
+        "val_loss": val_loss,
+        "test_accuracy": correct.float().mean(),
+        "test_balanced_accuracy": balanced,
+        "test_loss": nn.functional.cross_entropy(logits, clean),
+    }
+    assert measured.keys() == expected.keys()
+    for name, value in expected.items():
+        assert measured[name] == pytest.approx(float(value), abs=1e-5), name
+
+
+@pytest.mark.parametrize("enough", [1, 40, 10**9])
+def test_training_metrics_do_not_depend_on_how_many_batches_are_measured_at_once(tmp_path, monkeypatch, enough):
+    from noisylightning import module
+
+    monkeypatch.setattr(module._NoisyMetrics, "_ENOUGH", enough)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(classifier(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0)), ToyData(num_train=88))
+    inputs, labels = ToyData(num_train=88).train.tensors
+    logits = backbone()(inputs).detach()
+    accuracy = (logits.argmax(dim=1) == labels).float().mean()
+    assert float(run.callback_metrics["train_accuracy"]) == pytest.approx(float(accuracy), abs=1e-6)
+    loss = nn.functional.cross_entropy(logits, labels)
+    assert float(run.callback_metrics["train_loss"]) == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_a_new_architecture_is_one_method():
+    class Wide(NoisyLabelClassifier):
+        def build_backbone(self):
+            return nn.Linear(FEATURES, self.num_classes)
+
+    assert Wide(num_classes=4)(torch.zeros(2, FEATURES)).shape == (2, 4)
+
+
+def test_a_subclass_with_arguments_of_its_own_loads_from_its_checkpoint(tmp_path):
+    class Deep(NoisyLabelClassifier):
+        def __init__(self, width: int, **kwargs):
+            super().__init__(nn.Sequential(nn.Linear(FEATURES, width), nn.Linear(width, CLASSES)), **kwargs)
+
+    checkpoint = ModelCheckpoint(tmp_path)
+    model = Deep(width=7, num_classes=CLASSES)
+    trainer(tmp_path, [checkpoint], max_epochs=1, enable_checkpointing=True).fit(model, ToyData())
+    again = Deep.load_from_checkpoint(checkpoint.best_model_path, weights_only=True)
+    inputs = torch.randn(4, FEATURES)
+    assert torch.equal(again(inputs), model(inputs))
+
+
+def test_a_checkpoint_loads_with_the_objects_it_leaves_out(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path)
+    model = classifier(correction=ForwardCorrection(TRUE))
+    trainer(tmp_path, [checkpoint], max_epochs=1, enable_checkpointing=True).fit(model, ToyData())
+    again = NoisyLabelClassifier.load_from_checkpoint(
+        checkpoint.best_model_path, weights_only=True, backbone=backbone(seed=3), correction=ForwardCorrection()
+    )
+    assert again.num_classes == CLASSES
+    assert torch.equal(again.correction.transition, TRUE)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("plateau", [False, True])
+def test_schedules_are_stepped_once_an_epoch(tmp_path, plateau):
+    if plateau:
+        schedule = lambda optimizer: ReduceLROnPlateau(optimizer, monitor="val_loss", factor=0.5)  # noqa: E731
+    else:
+        schedule = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)  # noqa: E731
+    run = trainer(tmp_path, max_epochs=3)
+    run.fit(classifier(optimizer=adam, lr_scheduler=schedule), ToyData())
+    rate = run.optimizers[0].param_groups[0]["lr"]
+    assert rate == pytest.approx(0.02 if plateau else 0.02 / 8)
+
+
+def test_index_reaches_the_losses_that_ask_for_it(tmp_path):
+    seen = []
+
+    class Indexed(NoCorrection):
+        def forward(self, logits, target, index=None):
+            seen.append(index)
+            return super().forward(logits, target)
+
+    model = classifier(correction=Indexed(num_classes=CLASSES))
+    batch = torch.randn(4, FEATURES), torch.zeros(4, dtype=torch.long), torch.arange(4)
+    model.training_step(batch, 0)
+    assert torch.equal(seen[0], torch.arange(4))
+
+
+def test_prediction_takes_inputs_with_and_without_labels():
+    model = classifier().eval()
+    inputs = torch.randn(4, FEATURES)
+    expected = model(inputs).softmax(dim=1)
+    assert torch.equal(model.predict_step(inputs, 0), expected)
+    assert torch.equal(model.predict_step((inputs, torch.zeros(4)), 0), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_classes": 3}, TypeError, "has no network: pass backbone="),
+        ({"backbone": nn.Linear(2, 3)}, ValueError, "does not know the number of classes"),
+        (
+            {"backbone": nn.Linear(2, 3), "num_classes": 3, "correction": ForwardCorrection(num_classes=4)},
+            ValueError,
+            "for 4 classes but 3",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        NoisyLabelClassifier(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error"), [(torch.tensor([0, 3]), ValueError), (torch.tensor([[0.5, 0.2], [0.0, 1.0]]), ValueError)]
+)
+def test_labels_that_are_none_are_refused(labels, error):
+    with pytest.raises(error):
+        classifier().training_step((torch.randn(2, FEATURES), labels), 0)
