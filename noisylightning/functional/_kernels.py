@@ -114,23 +114,28 @@ def log_matmul(log_p: Tensor, matrix: Tensor) -> Tensor:
         return exact_log_likelihood(log_p.unsqueeze(2), matrix)  # when compiled, nothing of size (M, C, K) is kept
     with torch.autocast(log_p.device.type, enabled=False):
         product = log_p.exp() @ matrix
-    return repaired_log(product, lambda rows, columns: exact_log_likelihood(log_p[rows], matrix.t()[columns]))
+    return repaired_log(product, lambda i, j: exact_log_likelihood(log_p[i], matrix.t()[j]), len(matrix))
 
 
-def repaired_log(product: Tensor, exact: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def repaired_log(product: Tensor, exact: Callable[[Tensor, Tensor], Tensor], terms: int) -> Tensor:
     """Logarithm of probabilities that came out of a sum, with those too small to be trusted computed anew.
 
     Args:
         product: Non-negative sums, shape ``(M, K)``.
         exact: Gives the exact logarithms of the entries at ``rows`` and ``columns``.
+        terms: How many terms such a sum has, by which the work is cut into pieces.
 
     Returns:
         Shape ``(M, K)``.
     """
+    if not values_readable(product):
+        rows = torch.arange(product.shape[0], device=product.device).repeat_interleave(product.shape[1])
+        columns = torch.arange(product.shape[1], device=product.device).repeat(product.shape[0])
+        return exact(rows, columns).view_as(product)
     small = ~(product > torch.finfo(product.dtype).tiny ** 0.75)
     if not small.any():
         return product.log()
     rows, columns = small.nonzero(as_tuple=True)
-    pieces = zip(rows.split(PIECE), columns.split(PIECE), strict=True)
-    mended = torch.cat([exact(i, j) for i, j in pieces])
+    length = max(1, PIECE // terms)
+    mended = torch.cat([exact(i, j) for i, j in zip(rows.split(length), columns.split(length), strict=True)])
     return product.masked_fill(small, 1).log().index_put((rows, columns), mended)

@@ -18,7 +18,7 @@ from noisylightning.functional._reduction import (
 )
 
 
-def invert_transition(transition: Tensor, max_condition: float | None = None) -> Tensor:
+def invert_transition(transition: Tensor, max_condition: float = 1 / torch.finfo(torch.float64).eps) -> Tensor:
     """``T^-1``, computed in float64.
 
     Args:
@@ -40,14 +40,17 @@ def invert_transition(transition: Tensor, max_condition: float | None = None) ->
     with torch.autocast(transition.device.type, enabled=False):
         inverse, singular = torch.linalg.inv_ex(transition.double())
     if values_readable(inverse):
-        condition = float("inf") if bool(singular) else float(inverse.abs().sum(1).max())
-        bound = 1 / torch.finfo(torch.float64).eps if max_condition is None else max_condition
-        if not condition <= bound:
-            raise ValueError(
-                f"the transition matrix has condition number {condition:.4g}, past the bound {bound:.4g}: backward "
-                "correction would amplify the losses that much; use forward correction, or raise max_condition."
-            )
+        check_condition(float("inf") if bool(singular) else float(inverse.abs().sum(1).max()), max_condition)
     return inverse.to(transition.dtype)
+
+
+def check_condition(condition: float, max_condition: float) -> None:
+    """Raise :class:`ValueError` if T's condition number is past the bound, or NaN."""
+    if not condition <= max_condition:
+        raise ValueError(
+            f"the transition matrix has condition number {condition:.4g}, past the bound {max_condition:.4g}: backward "
+            "correction would amplify the losses that much; use forward correction, or raise max_condition."
+        )
 
 
 def inverse_rows(target: Tensor, inverse: Tensor | StructuredTransition, ignore_index: int = -100) -> Tensor:

@@ -1,0 +1,295 @@
+"""T with few entries, and T of separate groups of classes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisylightning.functional._checks import values_readable
+from noisylightning.functional._kernels import exact_log_likelihood
+from noisylightning.functional.backward import check_condition
+from noisylightning.structured.base import Transition
+from noisylightning.transition import validate_transition
+
+LARGEST_GROUP = 2048  # connected classes up to this many are inverted as a dense block
+
+
+class SparseTransition(Transition):
+    """T with few entries: the loss of a label costs the entries in its column.
+
+    For backward correction, ``T^-1`` is kept for each group of classes that T connects, up to 2,048 of them. The rows
+    for a larger group are found by iterating on the diagonal, which must be above 1/2.
+
+    Args:
+        matrix: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, ``(C, C)``, in any sparse layout of torch.
+
+    Raises:
+        TypeError: The matrix is not a sparse floating tensor.
+        ValueError: It is not square, or not row-stochastic.
+
+    Example:
+        >>> from noisylightning.transition import pairflip
+        >>> transition = SparseTransition(pairflip(4, 0.3).to_sparse())
+        >>> transition.product(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+        tensor([[0.7000, 0.3000, 0.0000, 0.0000]])
+    """
+
+    inverse: "Columns | None"
+
+    def __init__(self, matrix: Tensor) -> None:
+        if not isinstance(matrix, Tensor) or matrix.layout == torch.strided or not matrix.is_floating_point():
+            raise TypeError(
+                "a SparseTransition takes a floating sparse tensor, matrix.to_sparse(); pass a dense T as is."
+            )
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"the transition matrix must be square, (C, C), got shape {tuple(matrix.shape)}.")
+        super().__init__(len(matrix))
+        entries = matrix.to_sparse(layout=torch.sparse_coo).coalesce()
+        clean, noisy = entries.indices()
+        self.columns = Columns(clean, noisy, entries.values(), self.num_classes)
+        _check_rows(self.columns)
+        self.inverse = None
+        self.iterations = 0
+
+    def log_likelihood(self, log_p: Tensor, target: Tensor) -> Tensor:
+        """``log (p T)_y``: from log-probabilities ``(M, C)`` and classes ``(M,)`` to ``(M,)``."""
+        clean, probability = self.columns.of(target)
+        return exact_log_likelihood(log_p.gather(1, clean), probability)
+
+    def log_entries(self, log_p: Tensor, sample: Tensor, label: Tensor) -> Tensor:
+        """``log (p T)_y`` for the samples at ``sample`` and their ``label``, both ``(K,)``: shape ``(K,)``."""
+        clean, probability = self.columns.of(label)
+        return exact_log_likelihood(log_p[sample.unsqueeze(1), clean], probability)
+
+    @property
+    def terms(self) -> int:
+        """The number of entries in the fullest column."""
+        return self.columns.width
+
+    def product(self, p: Tensor) -> Tensor:
+        """``p T`` for rows of numbers ``(M, C)``: shape ``(M, C)``."""
+        return self.columns.left_multiplied(p)
+
+    def inverse_rows(self, target: Tensor) -> Tensor:
+        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: shape ``(M, C)``."""
+        dtype = self.columns.value.dtype
+        soft = target.is_floating_point()
+        if self.inverse is not None:
+            if soft:
+                return self.inverse.right_multiplied(target.to(dtype))
+            index, value = self.inverse.of(target)
+            return value.new_zeros(len(target), self.num_classes).scatter_add(1, index, value)
+        if not self.iterations:
+            raise RuntimeError("T has not been inverted yet: call factorize(max_condition) first.")
+        rows = target.to(dtype) if soft else nn.functional.one_hot(target, self.num_classes).to(dtype)
+        diagonal = self.columns.diagonal()
+        solution = rows / diagonal
+        for _ in range(self.iterations):
+            solution = solution + (rows - self.product(solution)) / diagonal
+        return solution
+
+    def factorize(self, max_condition: float) -> None:
+        """Invert T group by group, or make sure that iteration converges.
+
+        Args:
+            max_condition: Refuse a T whose condition number is larger.
+
+        Raises:
+            ValueError: T is singular, its condition number past the bound, or a large group's diagonal not above 1/2.
+        """
+        self.inverse = None
+        groups = self._groups()
+        if int(groups.bincount().max()) <= LARGEST_GROUP:
+            inverse = _invert_groups(self.columns, groups)
+            check_condition(inverse.largest_column_sum(), max_condition)
+            self.inverse = inverse
+            return
+        kept = self.columns.diagonal()
+        if not kept.min() > 0.5:
+            raise ValueError(
+                f"T connects {int(groups.bincount().max())} classes, too many to invert, and keeps only "
+                f"{float(kept.min()):.4g} of class {int(kept.argmin())}: iteration needs more than half; use forward "
+                "correction."
+            )
+        check_condition(self.condition_number(), max_condition)
+        shrink = float(((1 - kept) / kept.min()).max())
+        resolved = torch.finfo(kept.dtype).eps
+        self.iterations = 1 if shrink <= resolved else math.ceil(math.log(resolved) / math.log(shrink))
+
+    def condition_number(self) -> float:
+        """The largest absolute row sum of ``T^-1``; for a large group its bound ``1 / (2 min T_ii - 1)``."""
+        groups = self._groups()
+        if int(groups.bincount().max()) <= LARGEST_GROUP:
+            return _invert_groups(self.columns, groups).largest_column_sum()
+        kept = float(self.columns.diagonal().min())
+        return 1 / (2 * kept - 1) if kept > 0.5 else math.inf
+
+    def _groups(self) -> Tensor:
+        """For each class, the number of the group of classes that T connects it with."""
+        from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
+        from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
+        clean, noisy = self.columns.index.cpu().numpy(), self.columns.key().cpu().numpy()
+        graph = coo_matrix((clean * 0 + 1, (clean, noisy)), shape=(self.num_classes, self.num_classes))
+        return torch.from_numpy(connected_components(graph, directed=False)[1]).long().to(self.columns.index.device)
+
+
+class BlockDiagonalTransition(SparseTransition):
+    """T of classes that are only confused within groups, such as the superclasses of CIFAR-100.
+
+    Args:
+        blocks: One row-stochastic matrix per group.
+        classes: The classes of each group, in the order of its block's rows. Default: consecutive ones.
+
+    Raises:
+        ValueError: A block that is not row-stochastic, or classes that are not each in exactly one group.
+
+    Example:
+        >>> from noisylightning.transition import symmetric
+        >>> groups = BlockDiagonalTransition([symmetric(2, 0.1), symmetric(3, 0.2)], classes=[[0, 3], [1, 2, 4]])
+        >>> groups.to_dense()
+        tensor([[0.9000, 0.0000, 0.0000, 0.1000, 0.0000],
+                [0.0000, 0.8000, 0.1000, 0.0000, 0.1000],
+                [0.0000, 0.1000, 0.8000, 0.0000, 0.1000],
+                [0.1000, 0.0000, 0.0000, 0.9000, 0.0000],
+                [0.0000, 0.1000, 0.1000, 0.0000, 0.8000]])
+    """
+
+    def __init__(self, blocks: Sequence[Tensor], classes: Sequence[Sequence[int]] | None = None) -> None:
+        for block in blocks:
+            validate_transition(block)
+        count = sum(len(block) for block in blocks)
+        if classes is None:
+            ends = torch.tensor([len(block) for block in blocks]).cumsum(0).tolist()
+            classes = [range(end - len(block), end) for end, block in zip(ends, blocks, strict=True)]
+        if [len(block) for block in blocks] != [len(group) for group in classes]:
+            raise ValueError(
+                f"blocks of {[len(block) for block in blocks]} rows need as many classes each, got "
+                f"{[len(group) for group in classes]}."
+            )
+        if sorted(label for group in classes for label in group) != list(range(count)):
+            raise ValueError(f"classes must hold each of 0 to {count - 1} in exactly one group.")
+        labels = [torch.as_tensor(group) for group in classes]
+        clean = torch.cat([group.repeat_interleave(len(group)) for group in labels])
+        noisy = torch.cat([group.repeat(len(group)) for group in labels])
+        probability = torch.cat([block.flatten() for block in blocks])
+        entries = torch.stack([clean, noisy])
+        super().__init__(torch.sparse_coo_tensor(entries, probability, (count, count), check_invariants=True))
+
+
+class Columns(nn.Module):
+    """The entries of a sparse square matrix, column by column.
+
+    Args:
+        row: Row of each entry, shape ``(K,)``.
+        column: Column of each entry, shape ``(K,)``.
+        value: The entries, shape ``(K,)``.
+        size: Number of rows, and of columns.
+        persistent: Whether a checkpoint keeps them.
+    """
+
+    start: Tensor
+    index: Tensor
+    value: Tensor
+
+    def __init__(self, row: Tensor, column: Tensor, value: Tensor, size: int, persistent: bool = True) -> None:
+        super().__init__()
+        order = (column * size + row).argsort()
+        count = column.bincount(minlength=size)
+        self.register_buffer("start", nn.functional.pad(count.cumsum(0), (1, 0)), persistent)
+        self.register_buffer("index", row[order], persistent)
+        self.register_buffer("value", value[order], persistent)
+        self.size = size
+        self.width = int(count.max())
+        self.register_load_state_dict_post_hook(_measure_width)
+
+    def of(self, column: Tensor) -> tuple[Tensor, Tensor]:
+        """The entries of some columns, all as long as the longest.
+
+        Args:
+            column: Which columns, shape ``(M,)``.
+
+        Returns:
+            Rows and entries, both ``(M, L)``; padding has row 0 and entry 0.
+        """
+        start, end = self.start[column], self.start[column + 1]
+        if column.device.type == "cpu" and values_readable(column):
+            width = int((end - start).max()) if len(column) else 0
+        else:
+            width = self.width  # the longest of all columns: no need to wait for an accelerator
+        position = start.unsqueeze(1) + torch.arange(width, device=column.device)
+        inside = position < end.unsqueeze(1)
+        position = position.masked_fill(~inside, 0)
+        return self.index[position].masked_fill(~inside, 0), self.value[position].masked_fill(~inside, 0)
+
+    def key(self) -> Tensor:
+        """The column of each entry, shape ``(K,)``."""
+        return torch.arange(self.size, device=self.start.device).repeat_interleave(self.start.diff())
+
+    def diagonal(self) -> Tensor:
+        """Shape ``(size,)``."""
+        here = self.index == self.key()
+        return self.value.new_zeros(self.size).index_put((self.index[here],), self.value[here])
+
+    def left_multiplied(self, rows: Tensor) -> Tensor:
+        """``rows @ matrix``, shape ``(M, size)``."""
+        return self._multiplied(self.key(), self.index, rows)
+
+    def right_multiplied(self, rows: Tensor) -> Tensor:
+        """``rows @ matrix.t()``, shape ``(M, size)``."""
+        return self._multiplied(self.index, self.key(), rows)
+
+    def largest_column_sum(self) -> float:
+        """The largest sum of absolute values of a column; infinite where an entry is not finite."""
+        sums = self.value.new_zeros(self.size).index_add(0, self.key(), self.value.abs())
+        return float(sums.max()) if bool(sums.isfinite().all()) else math.inf
+
+    def _multiplied(self, to: Tensor, of: Tensor, rows: Tensor) -> Tensor:
+        entries, shape = torch.stack([to, of]), (self.size, self.size)
+        matrix = torch.sparse_coo_tensor(entries, self.value.to(rows.dtype), shape, check_invariants=False)
+        with torch.autocast(rows.device.type, enabled=False):
+            return torch.sparse.mm(matrix, rows.t()).t()
+
+
+def _measure_width(columns: Columns, _: Any) -> None:
+    columns.width = int(columns.start.diff().max())
+
+
+def _check_rows(columns: Columns) -> None:
+    if not bool((columns.value.isfinite() & (columns.value >= 0)).all()):
+        raise ValueError("the transition matrix holds an entry that is negative or not finite: they are probabilities.")
+    value = columns.value.double()
+    sums = value.new_zeros(columns.size).index_add(0, columns.index, value)
+    row = int((sums - 1).abs().argmax())
+    if abs(float(sums[row]) - 1) > 1e-4:
+        raise ValueError(
+            f"row {row} of the transition matrix sums to {float(sums[row]):.6g}, not to one: "
+            "T[i, j] = p(noisy = j | clean = i) has one distribution per row."
+        )
+
+
+def _invert_groups(columns: Columns, groups: Tensor) -> Columns:
+    """``T^-1``, transposed, so that its rows are columns: block by block, all blocks of one size at a time."""
+    sizes = groups.bincount()
+    order = groups.argsort(stable=True)  # the classes, group by group
+    first = nn.functional.pad(sizes.cumsum(0), (1, 0))[:-1]
+    place = torch.empty_like(order)  # of each class within its group
+    place[order] = torch.arange(len(order), device=order.device) - first.repeat_interleave(sizes)
+    clean, noisy = columns.index, columns.key()
+    number = torch.empty_like(sizes)  # of each group among those of its size
+    found = []
+    for size in sizes.unique().tolist():
+        members = (sizes == size).nonzero().squeeze(1)
+        number[members] = torch.arange(len(members), device=members.device)
+        classes = order[first[members].unsqueeze(1) + torch.arange(size, device=members.device)]
+        blocks = columns.value.new_zeros(len(members), size, size, dtype=torch.float64)
+        here = sizes[groups[clean]] == size
+        blocks[number[groups[clean[here]]], place[clean[here]], place[noisy[here]]] = columns.value[here].double()
+        inverse, singular = torch.linalg.inv_ex(blocks)
+        inverse[singular != 0] = torch.inf
+        rows = classes.unsqueeze(2).expand_as(inverse)
+        found.append((rows.transpose(1, 2).flatten(), rows.flatten(), inverse.flatten()))
+    index, key, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Columns(index, key, value.to(columns.value.dtype), columns.size, persistent=False)

@@ -1,0 +1,79 @@
+"""Symmetric noise in closed form."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from noisylightning.functional._reduction import pick
+from noisylightning.structured.base import Transition
+
+
+class SymmetricTransition(Transition):
+    """Symmetric noise: ``1 - rate`` on the diagonal of T and ``rate / (C - 1)`` off it; two numbers for any C.
+
+    Args:
+        num_classes: The number of classes C.
+        rate: The probability of a wrong label, in [0, 1]. At 1 labels are complementary: they say what a sample is not.
+
+    Raises:
+        ValueError: Fewer than two classes, or a rate outside [0, 1].
+
+    Example:
+        >>> SymmetricTransition(num_classes=3, rate=0.2).to_dense()
+        tensor([[0.8000, 0.1000, 0.1000],
+                [0.1000, 0.8000, 0.1000],
+                [0.1000, 0.1000, 0.8000]])
+    """
+
+    def __init__(self, num_classes: int, rate: float) -> None:
+        super().__init__(num_classes)
+        if not 0 <= rate <= 1:
+            raise ValueError(f"the noise rate is a probability in [0, 1], got {rate}.")
+        self.rate = rate
+        self.off = rate / (num_classes - 1)
+        self.slope = 1 - rate - self.off  # (p T)_j = off + slope * p_j
+
+    def log_likelihood(self, log_p: Tensor, target: Tensor) -> Tensor:
+        """``log (p T)_y``: from log-probabilities ``(M, C)`` and classes ``(M,)`` to ``(M,)``."""
+        return self._rising(pick(log_p, target)) if self.slope >= 0 else pick(self._falling(log_p), target)
+
+    def log_posterior(self, log_p: Tensor) -> Tensor:
+        """``log p T``: from log-probabilities ``(M, C)`` to ``(M, C)``."""
+        return self._rising(log_p) if self.slope >= 0 else self._falling(log_p)
+
+    def product(self, p: Tensor) -> Tensor:
+        """``p T`` for rows of numbers ``(M, C)``: shape ``(M, C)``."""
+        return self.slope * p + self.off * p.sum(1, keepdim=True)
+
+    def inverse_rows(self, target: Tensor) -> Tensor:
+        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: shape ``(M, C)``."""
+        if target.is_floating_point():
+            return (target - self.off * target.sum(1, keepdim=True)) / self.slope
+        rows = torch.full((len(target), self.num_classes), -self.off / self.slope, device=target.device)
+        return rows.scatter(1, target.unsqueeze(1), (1 - self.off) / self.slope)
+
+    def condition_number(self) -> float:
+        """The largest absolute row sum of ``T^-1``; infinite at rate ``(C - 1)/C``, where labels carry nothing."""
+        if abs(self.slope) < 1e-12:
+            return math.inf
+        return (1 - self.off + (self.num_classes - 1) * self.off) / abs(self.slope)
+
+    def extra_repr(self) -> str:
+        """The number of classes and the rate."""
+        return f"num_classes={self.num_classes}, rate={self.rate}"
+
+    def _rising(self, log_p: Tensor) -> Tensor:
+        """``log(slope p + off)``, for a label that is kept more often than any other class takes it."""
+        return torch.logaddexp(log_p + _log(self.slope), torch.full_like(log_p, _log(self.off)))
+
+    def _falling(self, log_p: Tensor) -> Tensor:
+        """``log((1 - rate) p + off (1 - p))``, where ``1 - p`` must not be a subtraction from nearly 1."""
+        top = log_p.argmax(1, keepdim=True)
+        others = log_p.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
+        log_complement = torch.log1p(-log_p.exp().scatter(1, top, 0)).scatter(1, top, others)
+        return torch.logaddexp(log_p + _log(1 - self.rate), log_complement + _log(self.off))
+
+
+def _log(number: float) -> float:
+    return math.log(number) if number > 0 else -math.inf
