@@ -50,11 +50,11 @@ class Clothing1MDataModule(ImageFilesDataModule):
 
     def load_val(self) -> tuple[Inputs, Tensor] | None:
         """The clean validation images, where they are asked for."""
-        return self.read(*self._list("clean_val")) if self.validation == "clean" else None
+        return self.read_listed(*self._list("clean_val")) if self.validation == "clean" else None
 
     def load_trusted(self) -> tuple[Inputs, Tensor]:
         """The clean training images."""
-        return self.read(*self._list("clean_train"))
+        return self.read_listed(*self._list("clean_train"))
 
     def _list(self, part: str) -> tuple[list[Path], Tensor]:
         table = self.root / f"{part.split('_')[0]}_label_kv.txt"

@@ -1,7 +1,7 @@
 """Images in files: held in memory where they fit, else decoded by workers; the base of the modules that read them."""
 
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,58 +22,52 @@ MEMORY_LIMIT = 2**30
 """Bytes of decoded images that are held in memory without being asked, 1 GiB."""
 
 
-def read_image(path: str | Path, size: int) -> Tensor:
-    """Read an image, scale it to cover a square and cut that out of its middle.
+def square_image(image: Image.Image, size: int) -> Tensor:
+    """Turn an image upright, scale it to cover a square and cut that out of its middle.
 
     Args:
-        path: A file of any format that Pillow reads.
+        image: A Pillow image of any kind.
         size: Side of the square, in pixels.
 
     Returns:
         uint8 tensor of shape (3, size, size).
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is corrupt or no image.
     """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (size, size))  # a JPEG is decoded no larger than need be
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-        square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image {path}: correct the path or its line in the list.") from None
-    # Pillow's readers raise OSError, ValueError, SyntaxError and struct.error, each for its own kind of damage
-    except Exception as error:
-        raise ValueError(
-            f"the image {path} is corrupt or no image ({error}): replace it, or leave such out by skip_corrupt=True."
-        ) from error
+    image.draft("RGB", (size, size))  # a JPEG is decoded no larger than need be
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
-class ImageFiles:
+class ImageSource(ABC):
     """Images that are decoded as they are asked for; workers do that side by side.
 
     Args:
-        paths: The N files.
         size: Side of the squares they are brought to, in pixels.
     """
 
-    def __init__(self, paths: Sequence[str | Path], size: int) -> None:
-        # one array: a list of a million strings would be copied into every worker, page by page
-        self.paths = np.array([os.fsencode(path) for path in paths])
+    def __init__(self, size: int) -> None:
         self.size = size
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, i: int) -> Tensor:
+        """Read one image.
+
+        Args:
+            i: Its number.
+
+        Returns:
+            uint8 tensor of shape (3, size, size).
+
+        Raises:
+            ValueError: If it is corrupt or no image.
+        """
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
         """Images at ``index``, uint8 of shape (B, 3, size, size)."""
         return torch.stack([self.read(i) for i in index.tolist()])
-
-    def read(self, i: int) -> Tensor:
-        """Image number ``i``, uint8 of shape (3, size, size)."""
-        return read_image(os.fsdecode(self.paths[i]), self.size)
 
     def all(self) -> Tensor:
         """Every image, decoded by as many threads as there are processors."""
@@ -99,6 +93,51 @@ class ImageFiles:
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return {i: text for i, text in enumerate(pool.map(fault, range(len(self)))) if text is not None}
+
+
+class ImageFiles(ImageSource):
+    """Images in files of any format that Pillow reads.
+
+    Args:
+        paths: The N files.
+        size: Side of the squares they are brought to, in pixels.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], size: int) -> None:
+        super().__init__(size)
+        # one array: a list of a million strings would be copied into every worker, page by page
+        self.paths = np.array([os.fsencode(path) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, i: int) -> Tensor:
+        """Read one image, see :meth:`ImageSource.read`."""
+        path = os.fsdecode(self.paths[i])
+        try:
+            with Image.open(path) as image:
+                return square_image(image, self.size)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no image {path}: correct the path or its line in the list.") from None
+        # Pillow's readers raise OSError, ValueError, SyntaxError and struct.error, each for its own kind of damage
+        except Exception as error:
+            raise ValueError(
+                f"the image {path} is corrupt or no image ({error}): replace it, or set skip_corrupt to go without."
+            ) from error
+
+
+class _Chosen(ImageSource):
+    """Some of the images of a source."""
+
+    def __init__(self, source: ImageSource, index: list[int]) -> None:
+        super().__init__(source.size)
+        self.source, self.index = source, np.array(index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, i: int) -> Tensor:
+        return self.source.read(int(self.index[i]))
 
 
 class ImageFilesDataModule(NoisyDataModule):
@@ -160,28 +199,38 @@ class ImageFilesDataModule(NoisyDataModule):
 
     def load_train(self) -> tuple[Inputs, Tensor]:
         """Images for training and validation."""
-        return self.read(*self.list_train())
+        return self.read_listed(*self.list_train())
 
     def load_test(self) -> tuple[Inputs, Tensor]:
         """Test images."""
-        return self.read(*self.list_test())
+        return self.read_listed(*self.list_test())
 
-    def read(self, paths: Sequence[str | Path], labels: Tensor) -> tuple[Inputs, Tensor]:
-        """Make inputs of listed images.
+    def read_listed(self, paths: Sequence[str | Path], labels: Tensor) -> tuple[Inputs, Tensor]:
+        """Make inputs of listed images, see :meth:`read`.
 
         Args:
             paths: N files.
             labels: Their labels, integers of shape (N,).
 
         Returns:
-            The images, in memory or not, and their labels; without the corrupt ones, where that is asked for.
+            The images, in memory or not, and their labels.
         """
-        files = ImageFiles(paths, self.resize)
-        if self.skip_corrupt and (corrupt := files.corrupt()):
-            rank_zero_warn(
-                f"{len(corrupt)} of {len(files)} images are left out, the first because {corrupt[min(corrupt)]}"
-            )
-            kept = [i for i in range(len(files)) if i not in corrupt]
-            files, labels = ImageFiles([paths[i] for i in kept], self.resize), labels[kept]
-        fits = len(files) * 3 * self.resize**2 <= MEMORY_LIMIT
-        return files.all() if (fits if self.in_memory is None else self.in_memory) else files, labels
+        return self.read(ImageFiles(paths, self.resize), labels)
+
+    def read(self, images: ImageSource, labels: Tensor) -> tuple[Inputs, Tensor]:
+        """Make inputs of images: without the corrupt ones and decoded at once, where that is asked for.
+
+        Args:
+            images: N images.
+            labels: Their labels, integers of shape (N,).
+
+        Returns:
+            The images, in memory or not, and their labels.
+        """
+        if self.skip_corrupt and (corrupt := images.corrupt()):
+            first = corrupt[min(corrupt)]
+            rank_zero_warn(f"{len(corrupt)} of {len(images)} images are left out, the first because {first}")
+            kept = [i for i in range(len(images)) if i not in corrupt]
+            images, labels = _Chosen(images, kept), labels[kept]
+        fits = len(images) * 3 * self.resize**2 <= MEMORY_LIMIT
+        return images.all() if (fits if self.in_memory is None else self.in_memory) else images, labels

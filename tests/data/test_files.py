@@ -4,8 +4,13 @@ import torch
 from PIL import Image
 
 from noisylightning.data.clothing1m import Clothing1MDataModule
-from noisylightning.data.files import ImageFiles, read_image
+from noisylightning.data.files import ImageFiles
 from noisylightning.data.folder import ImageFolderDataModule, ImageListDataModule
+
+
+def read_image(path, size):
+    return ImageFiles([path], size).read(0)
+
 
 CLASSES = ["cat", "dog", "owl"]
 
@@ -89,7 +94,7 @@ def test_a_corrupt_image_is_named_and_left_out_only_if_asked(own):
     whole = (own / "photos" / "04.png").read_bytes()
     (own / "photos" / "04.png").write_bytes(whole[: len(whole) // 2])
     (own / "photos" / "07.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"the image .*04\.png is corrupt or no image .*skip_corrupt=True") as caught:
+    with pytest.raises(ValueError, match=r"the image .*04\.png is corrupt or no image .*skip_corrupt") as caught:
         folder_of(own).setup("fit")
     assert "\n" not in str(caught.value)
     for in_memory in (True, False):
