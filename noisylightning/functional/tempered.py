@@ -14,7 +14,7 @@ def log_tempered_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
     r"""Logarithm of the tempered softmax ``p_k = exp_t(z_k - lambda)``, with ``lambda`` such that p sums to one.
 
     ``exp_t(x) = (1 + (1 - t) x)^(1/(1 - t))``, which is exp at ``t = 1`` and has a heavier tail above (Amid et al.
-    2019, NeurIPS, Section 2). With ``v = (t - 1)(lambda - max z)`` and ``d_k = (t - 1)(max z - z_k)`` this is
+    2019, NeurIPS). With ``v = (t - 1)(lambda - max z)`` and ``d_k = (t - 1)(max z - z_k)`` this is
     ``p_k = (1 + v + d_k)^(-1/(t - 1))``. ``(sum_k p_k)^(1 - t)`` is concave in ``v`` (a power mean of affine functions)
     and linear if all scores are equal, so Newton's method on it rises to the solution without overshooting, in about
     ten steps for any scores.

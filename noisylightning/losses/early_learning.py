@@ -121,7 +121,7 @@ class EarlyLearningRegularization(Loss):
                     "so set num_samples to the size of the training set."
                 )
             self._index_checked = True
-        return index
+        return index.to(self.average.device)
 
 
 def _of_all_ranks(index: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:

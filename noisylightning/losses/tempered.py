@@ -12,7 +12,7 @@ from noisylightning.losses.base import Loss
 class BiTemperedLoss(Loss):
     r"""Bi-tempered logistic loss: ``l_j = -log_t1 p_j - (1 - sum_k p_k^(2 - t1)) / (2 - t1)``, p the tempered softmax.
 
-    Amid et al. (2019, NeurIPS), Section 3: a logarithm ``log_t1 p = (p^(1 - t1) - 1)/(1 - t1)`` that bounds the loss of
+    Amid et al. (2019, NeurIPS): a logarithm ``log_t1 p = (p^(1 - t1) - 1)/(1 - t1)`` that bounds the loss of
     an outlier far from the boundary, and a softmax with a heavy tail for those near it,
     :func:`~noisylightning.functional.tempered.log_tempered_softmax`. At ``t1 = t2 = 1`` it is cross-entropy, at
     ``t1 = 0, t2 = 1`` half the square loss.
