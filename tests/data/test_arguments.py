@@ -7,19 +7,18 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningDataModule
 
 import noisylightning.data
-from noisylightning.data import LabelNoise, NoisyDataModule
+from noisylightning.data import DatasetDataModule, LabelNoise, NoisyDataModule
 from noisylightning.data.files import ImageFilesDataModule
 from noisylightning.data.text import NoisyTextDataModule
 
 PUBLIC = [getattr(noisylightning.data, name) for name in noisylightning.data.__all__]
-ABSTRACT = (NoisyDataModule, NoisyTextDataModule, ImageFilesDataModule)
-MODULES = [c for c in PUBLIC if inspect.isclass(c) and issubclass(c, NoisyDataModule) and c not in ABSTRACT]
+NOT_NAMED = (NoisyDataModule, NoisyTextDataModule, ImageFilesDataModule, DatasetDataModule)  # the last takes objects
+MODULES = [c for c in PUBLIC if inspect.isclass(c) and issubclass(c, NoisyDataModule) and c not in NOT_NAMED]
 NEEDED = {  # arguments without default
     "ArrayDataModule": {"train": "a.npz"},
     "Clothing1MDataModule": {"root": "a"},
-    "DatasetDataModule": None,  # takes objects, for use from Python
+    "CIFAR10NDataModule": {"labels": "aggre"},
     "HuggingFaceDataModule": {"dataset": "a"},
-    "IMDBDataModule": {},
     "ImageFolderDataModule": {"root": "a", "labels": "a.csv"},
     "ImageListDataModule": {"root": "a", "train_list": "a.txt", "class_names": "b.txt"},
     "TableDataModule": {"train_file": "a.csv"},
@@ -55,16 +54,9 @@ def test_a_noise_by_name(noise):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_a_data_module_by_name_with_shared_arguments(module):
-    needed = NEEDED.get(module.__name__, {})
-    if needed is None:
-        return
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=LightningDataModule)
-    shared = (
-        SHARED if module.__name__ not in ("CIFAR10NDataModule", "CIFAR100NDataModule") else SHARED | {"labels": "aggre"}
-    )
-    if module.__name__ == "CIFAR100NDataModule":
-        shared = SHARED
-    found = parser.parse_object({"data": {"class_path": module.__name__, "init_args": needed | shared}})
-    for name, value in shared.items():
+    arguments = NEEDED.get(module.__name__, {}) | SHARED
+    found = parser.parse_object({"data": {"class_path": module.__name__, "init_args": arguments}})
+    for name, value in SHARED.items():
         assert found.data.init_args[name] == value
