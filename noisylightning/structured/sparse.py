@@ -83,7 +83,8 @@ class SparseTransition(Transition):
             return value.new_zeros(len(target), self.num_classes).scatter_add(1, index, value)
         if not self.iterations:
             raise RuntimeError("T has not been inverted yet: call factorize(max_condition) first.")
-        rows = target.to(dtype) if soft else nn.functional.one_hot(target, self.num_classes).to(dtype)
+        rows = target.to(dtype) if soft else _one_hot(target, self.num_classes, dtype)
+        rows = rows.t().contiguous().t()  # as the products come out, so that no step needs a transposition
         diagonal = self.columns.diagonal()
         solution = rows / diagonal
         for _ in range(self.iterations):
@@ -235,26 +236,32 @@ class Columns(nn.Module):
 
     def left_multiplied(self, rows: Tensor) -> Tensor:
         """``rows @ matrix``, shape ``(M, size)``."""
-        return self._multiplied(self.key(), self.index, rows)
+        # A column of the product is a weighted sum of columns of rows: a bag of embeddings, the fastest such sum.
+        value = self.value.to(rows.dtype)
+        columns = rows.t().contiguous()
+        return nn.functional.embedding_bag(
+            self.index, columns, self.start[:-1], mode="sum", per_sample_weights=value
+        ).t()
 
     def right_multiplied(self, rows: Tensor) -> Tensor:
         """``rows @ matrix.t()``, shape ``(M, size)``."""
-        return self._multiplied(self.index, self.key(), rows)
+        entries, shape = torch.stack([self.index, self.key()]), (self.size, self.size)
+        matrix = torch.sparse_coo_tensor(entries, self.value.to(rows.dtype), shape, check_invariants=False)
+        with torch.autocast(rows.device.type, enabled=False):
+            return torch.sparse.mm(matrix, rows.t().contiguous()).t()
 
     def largest_column_sum(self) -> float:
         """The largest sum of absolute values of a column; infinite where an entry is not finite."""
         sums = self.value.new_zeros(self.size).index_add(0, self.key(), self.value.abs())
         return float(sums.max()) if bool(sums.isfinite().all()) else math.inf
 
-    def _multiplied(self, to: Tensor, of: Tensor, rows: Tensor) -> Tensor:
-        entries, shape = torch.stack([to, of]), (self.size, self.size)
-        matrix = torch.sparse_coo_tensor(entries, self.value.to(rows.dtype), shape, check_invariants=False)
-        with torch.autocast(rows.device.type, enabled=False):
-            return torch.sparse.mm(matrix, rows.t()).t()
-
 
 def _measure_width(columns: Columns, _: Any) -> None:
     columns.width = int(columns.start.diff().max())
+
+
+def _one_hot(target: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(len(target), size, dtype=dtype, device=target.device).scatter(1, target.unsqueeze(1), 1)
 
 
 def _check_rows(columns: Columns) -> None:
