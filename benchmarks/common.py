@@ -40,3 +40,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     print(f"wrote {path}")
+
+
+def write_table(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    """Write a Markdown table whole, and show it."""
+    lines = [header, ["---"] * len(header), *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    with written_whole(path) as temporary:
+        temporary.write_text(text)
+    print(text)

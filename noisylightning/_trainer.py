@@ -190,8 +190,9 @@ def restart(
             callback._average_model.n_averaged.zero_()
     for peer in _peers(trainer):
         first = deepcopy(state["peers"].get(peer.state_key, {}))
-        if "last_model_path" in first:
-            first["last_model_path"] = peer.last_model_path  # `save_last` goes on overwriting the same file
+        for kept in ("last_model_path", "dirpath"):  # the same files are written on, in the folder of this run
+            if kept in first:
+                first[kept] = getattr(peer, kept)
         if first:
             peer.load_state_dict(first)
 

@@ -68,7 +68,10 @@ def main(args: ArgsType = None) -> None:
         )
     except (OSError, TypeError, ValueError) as error:
         # An error that this package raises says all in its one sentence; any other keeps its traceback.
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # jsonargparse wraps what a constructor raises
+            cause = cause.__cause__
+        raised_in = Path(traceback.extract_tb(cause.__traceback__)[-1].filename)
         if Path(noisylightning.__file__).parent not in raised_in.parents:
             raise
-        sys.exit(f"noisylightning: {error}")
+        sys.exit(f"noisylightning: {cause}")

@@ -1,0 +1,128 @@
+"""The command, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from noisylightning import NoisyLabelClassifier
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+TWO_EPOCHS = ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
+
+
+def noisylightning(*arguments, cwd, check=True) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "noisylightning", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """One real fit of the embedded digits, which the other tests look at."""
+    folder = tmp_path_factory.mktemp("digits")
+    config = ROOT / "configs/digits/forward_estimated.yaml"
+    done = noisylightning("fit", "--config", config, cwd=folder)
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+def log_dir(folder: Path) -> Path:
+    return next((folder / "lightning_logs").iterdir())
+
+
+def test_fit_says_what_happens_and_closes_with_a_table(finished):
+    said = (finished / "stderr").read_text()
+    assert said.index("Stage one: ") < said.index("T estimated (") < said.index("Stage two: ")
+    table = (finished / "stdout").read_text()
+    for part in ("stage 1, best", "stage 2, selected", "stage 2, last", "noisy val", "clean test", "T error"):
+        assert part in table
+    assert str(log_dir(finished)) in table
+
+
+def test_fit_improves_the_clean_test_accuracy(finished):
+    rows = {row["weights"]: row for row in json.loads((log_dir(finished) / "summary.json").read_text())}
+    assert rows["stage 2, last"]["test_accuracy"] > rows["stage 1, best"]["test_accuracy"]
+    assert rows["stage 1, best"]["loss"] == "CrossEntropy"
+    assert rows["stage 2, last"]["loss"] == "ForwardCorrection"
+    assert rows["stage 2, last"]["transition_error"] < 0.15
+    assert rows["stage 1, best"]["transition_error"] is None
+    assert rows["stage 1, best"]["epoch"] < 20 <= rows["stage 2, selected"]["epoch"] <= rows["stage 2, last"]["epoch"]
+
+
+def test_fit_leaves_the_estimate_and_checkpoints_that_load_safely(finished):
+    folder = log_dir(finished)
+    transition = np.load(folder / "transition.npy", allow_pickle=False)
+    assert (folder / "transition.png").exists()
+    last = folder / "checkpoints" / "last.ckpt"
+    model = NoisyLabelClassifier.load_from_checkpoint(last, weights_only=True)
+    np.testing.assert_array_equal(model.correction.transition.numpy(), transition)
+    assert torch.load(folder / "stage_one.ckpt", weights_only=True)["state_dict"]
+
+
+def test_test_and_predict_take_a_checkpoint_without_the_callback(finished, tmp_path):
+    config = yaml.safe_load((ROOT / "configs/digits/forward_estimated.yaml").read_text())
+    config["trainer"]["callbacks"] = []
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(config))
+    last = log_dir(finished) / "checkpoints" / "last.ckpt"
+    tested = noisylightning("test", "--config", tmp_path / "plain.yaml", "--ckpt_path", last, cwd=tmp_path)
+    rows = {row["weights"]: row for row in json.loads((log_dir(finished) / "summary.json").read_text())}
+    assert f"{rows['stage 2, last']['test_accuracy']:.4f}"[:5] in tested.stdout
+    noisylightning("predict", "--config", tmp_path / "plain.yaml", "--ckpt_path", last, cwd=tmp_path)
+    noisylightning("validate", "--config", tmp_path / "plain.yaml", "--ckpt_path", last, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if path.parent.name == "digits"], ids=lambda p: p.stem)
+def test_digits_configurations_run(config, tmp_path):
+    estimated = "estimated" in config.stem
+    epochs = ["--trainer.max_epochs=2"]
+    if estimated:
+        content = config.read_text().replace("stage_one_epochs: 20", "stage_one_epochs: 1")
+        config = tmp_path / config.name
+        config.write_text(content)
+    noisylightning("fit", "--config", config, *epochs, *TWO_EPOCHS, cwd=tmp_path)
+    rows = json.loads((log_dir(tmp_path) / "summary.json").read_text())
+    assert len(rows) == (3 if estimated else 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.nose=3"], "Option 'nose' is not accepted"),
+        (["--trainer.max_epoch=3"], "max_epoch"),
+        (["--model.backbone.init_args.hiden=3"], "hiden"),
+        (["--data.batch_size=0"], "batch_size must be at least 1, got 0"),
+        (["--trainer.max_epochs=20"], "stage_one_epochs = 20 must be below the trainer's max_epochs = 20"),
+        (["--data=MNISTDataModule", "--data.data_dir=/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_wrong_argument_is_answered_in_one_sentence(arguments, message, tmp_path):
+    config = ROOT / "configs/digits/forward_estimated.yaml"
+    done = noisylightning("fit", "--config", config, *arguments, cwd=tmp_path, check=False)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert message in last
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_key_in_a_file_is_named(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("modle: NoisyLabelClassifier\n")
+    done = noisylightning("fit", "--config", tmp_path / "wrong.yaml", cwd=tmp_path, check=False)
+    assert done.returncode != 0
+    assert "modle" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_suffices(tmp_path):
+    assert "--data.help" in noisylightning("fit", "--help", cwd=tmp_path).stdout
+    said = noisylightning("fit", "--model.help=NoisyLabelClassifier", cwd=tmp_path).stdout
+    assert "--model.correction" in said
+    assert "How T enters the loss" in said
