@@ -132,4 +132,6 @@ def reduce_values(
         return values
     if reduction == "sum":
         return values.sum()
+    if reduction != "mean":
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
     return values.mean() if factor is None else values.sum() / factor.sum()
