@@ -71,7 +71,7 @@ def expectation(vector: Tensor, weights: Tensor) -> Tensor:
         >>> expectation(torch.tensor([[1.0, 2.0, torch.inf]]), torch.tensor([[0.5, 0.5, 0.0]]))
         tensor([1.5000])
     """
-    return (weights * vector.masked_fill(weights == 0, 0)).sum(1)
+    return (weights * vector.masked_fill((weights == 0) & vector.isinf(), 0)).sum(1)
 
 
 def weigh(target: Tensor, weight: Tensor | None) -> Tensor:

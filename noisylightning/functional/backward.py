@@ -40,7 +40,7 @@ def invert_transition(transition: Tensor, max_condition: float = 1 / torch.finfo
     with torch.autocast(transition.device.type, enabled=False):
         inverse, singular = torch.linalg.inv_ex(transition.double())
     if values_readable(inverse):
-        check_condition(float("inf") if bool(singular) else float(inverse.abs().sum(1).max()), max_condition)
+        check_condition(float("inf") if bool(singular) else float(inverse.detach().abs().sum(1).max()), max_condition)
     return inverse.to(transition.dtype)
 
 
