@@ -52,10 +52,10 @@ class Correction(nn.Module):
             self.register_buffer("transition", None if num_classes is None else _identity(num_classes))
         else:
             validate_transition(transition, num_classes)
-            self.register_buffer("transition", _identity(len(transition)).copy_(transition))
+            self.register_buffer("transition", _by_columns(transition.detach().clone()))
+        self.register_load_state_dict_post_hook(_refresh)
         if num_classes is not None:
             self.initialize(num_classes)
-        self.register_load_state_dict_post_hook(_refresh)
 
     @property
     def num_classes(self) -> int | None:
@@ -101,9 +101,13 @@ class Correction(nn.Module):
         if self.transition is None:
             self.initialize(len(transition))
         assert isinstance(self.transition, Tensor)
-        with torch.no_grad():
-            self.transition.copy_(transition)
-        self.refresh()
+        old = self.transition.clone()
+        self.transition.copy_(transition.detach())
+        try:
+            self.refresh()
+        except ValueError:
+            self.transition.copy_(old)
+            raise
 
     def refresh(self) -> None:
         """Bring what is derived from T up to date; called whenever T was set or loaded."""
@@ -345,10 +349,14 @@ class ImportanceReweighting(Correction):
 
 
 def _identity(num_classes: int) -> Tensor:
-    """T before it is known, with its columns contiguous in memory: a column per label is what the losses read."""
     if num_classes < 2:
         raise ValueError(f"a correction needs at least 2 classes, got num_classes={num_classes}.")
-    return torch.eye(num_classes).t()
+    return _by_columns(torch.eye(num_classes))
+
+
+def _by_columns(transition: Tensor) -> Tensor:
+    """T with its columns contiguous in memory: one column per sample is what the losses read."""
+    return transition.t().contiguous().t()
 
 
 def _refresh(correction: Correction, _: Any) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisylightning import transition as tr
@@ -28,6 +28,7 @@ BUILDERS = [
 
 
 @pytest.mark.parametrize("build", BUILDERS)
+@settings(deadline=None)
 @given(rate=st.floats(0, 1))
 def test_every_builder_is_row_stochastic_and_says_its_rate(build, rate):
     transition = build(rate)
