@@ -51,7 +51,7 @@ def _dense(in_features: int, out_features: int) -> nn.Linear:
     return linear
 
 
-class EmbeddingClassifier(nn.Sequential):
+class EmbeddingClassifier(nn.Module):
     """Word embedding and one linear layer over all positions: the smaller IMDB network of Patrini et al. (2017).
 
     Embedding, spatial dropout, ReLU, and a linear layer with a weight for every position and channel. Padding is a
@@ -76,13 +76,15 @@ class EmbeddingClassifier(nn.Sequential):
     def __init__(
         self, vocab_size: int, num_classes: int, length: int = 400, embedding_dim: int = 50, dropout: float = 0.8
     ) -> None:
-        super().__init__(
-            _embedding(vocab_size, embedding_dim),
-            SpatialDropout(dropout),
-            nn.ReLU(),
-            nn.Flatten(),
-            _dense(length * embedding_dim, num_classes),
-        )
+        super().__init__()
+        self.embedding = _embedding(vocab_size, embedding_dim)
+        self.dropout = SpatialDropout(dropout)
+        self.linear = _dense(length * embedding_dim, num_classes)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)`` of word indices ``(N, length)``."""
+        # Dropout only multiplies by factors >= 0, so ReLU may go first: over the vocabulary, not over every word read.
+        return self.linear(self.dropout(F.embedding(words, self.embedding.weight.relu())).flatten(1))
 
 
 class LSTMClassifier(nn.Module):

@@ -50,18 +50,31 @@ def test_sizes_of_the_papers_networks():
 
 def test_embedding_classifier_by_hand():
     model = EmbeddingClassifier(20, 3, length=5, embedding_dim=4).eval()
-    table, linear = model[0].weight, model[-1]
+    table, linear = model.embedding.weight, model.linear
     text = words(2, 5)
     expected = torch.stack([table[row].clamp(min=0).reshape(-1) for row in text]) @ linear.weight.T + linear.bias
     torch.testing.assert_close(model(text), expected)
 
 
+def test_embedding_classifier_is_the_papers_order_of_layers():
+    model = EmbeddingClassifier(20, 3, length=5, embedding_dim=40).train()
+    layers = nn.Sequential(model.embedding, model.dropout, nn.ReLU(), nn.Flatten(), model.linear)
+    text, grads = words(4, 5), []
+    for network in (model, layers):
+        torch.manual_seed(1)
+        network.zero_grad()
+        logits = network(text)
+        logits.square().sum().backward()
+        grads.append([logits.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(*grads)
+
+
 def test_initial_weights_of_the_papers_networks():
     torch.manual_seed(0)
     model = EmbeddingClassifier(5000, 2)
-    assert model[0].weight.abs().max() <= 0.05
-    assert model[0].weight.std().item() == pytest.approx(0.05 / 3**0.5, rel=0.01)
-    assert model[-1].weight.std().item() == pytest.approx((2 / 20_000) ** 0.5, rel=0.02)
+    assert model.embedding.weight.abs().max() <= 0.05
+    assert model.embedding.weight.std().item() == pytest.approx(0.05 / 3**0.5, rel=0.01)
+    assert model.linear.weight.std().item() == pytest.approx((2 / 20_000) ** 0.5, rel=0.02)
     lstm = LSTMClassifier(50, 2, embedding_dim=16, hidden_dim=12)
     forget = slice(12, 24)
     assert torch.equal((lstm.lstm.bias_ih_l0 + lstm.lstm.bias_hh_l0)[forget], torch.ones(12))
