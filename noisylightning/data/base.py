@@ -263,9 +263,9 @@ class NoisyDataModule(LightningDataModule):
         return f"{wrong}." if asked is None else f"{wrong}, {asked:.2%} asked for (seed {seed})."
 
     @property
-    def summary(self) -> dict[str, int | float | None]:
-        """Sizes of the parts that are set up, and the rates of wrong labels asked for and drawn."""
-        found: dict[str, int | float | None] = {}
+    def summary(self) -> dict[str, Any]:
+        """Sizes of the parts that are set up, the rates of wrong labels asked for and drawn, and T."""
+        found: dict[str, Any] = {}
         if self._train is not None:
             found["train"] = len(self.train_index)
             found["validation"] = len(self.val_index if self._val is None else self._val[1])
@@ -276,6 +276,7 @@ class NoisyDataModule(LightningDataModule):
         if self.noisy_labels is not None:
             found["requested_rate"] = self.noisy_labels.requested_rate
             found["actual_rate"] = self.noisy_labels.actual_rate
+            found["transition"] = self.noisy_labels.transition
         return found
 
     @property

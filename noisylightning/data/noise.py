@@ -254,7 +254,8 @@ class InstanceDependentNoise(LabelNoise):
     """Labels that the input itself makes hard: part-dependent noise (Xia et al. 2020, algorithm 2).
 
     A sample is mislabelled with a probability of its own, q ~ N(rate, 0.1^2) cut to [0, 1], and the wrong class follows
-    softmax(x W[y]) without the own one, W[y] standard normal. No T describes it; the one measured is reported.
+    softmax(x W[y]) without the own one, x standardised and W[y] standard normal. No T describes it; the one measured is
+    reported.
 
     Args:
         rate: Mean share of labels made wrong, in [0, 1].
@@ -280,13 +281,14 @@ class InstanceDependentNoise(LabelNoise):
         wrong = self._wrong_rates(len(labels), generator)
         u = torch.rand(len(labels), generator=generator, dtype=torch.float64)
         noisy = torch.empty_like(labels)
-        weights: Tensor | None = None
-        for index in torch.arange(len(labels)).split(self.batch_size):
-            x = inputs[index].flatten(1).to("cpu", torch.float32)
-            x = torch.nn.functional.normalize(x - x.mean(dim=1, keepdim=True)) * x.shape[1] ** 0.5
-            if weights is None:
-                weights = torch.randn(num_classes, x.shape[1], num_classes, generator=generator)
-            noisy[index] = self._draw(x, labels[index], weights, wrong[index], u[index])
+        num_features = inputs[torch.tensor([0])].numel()
+        for c in range(num_classes):  # W of all classes at once, (C, D, C), would not fit for large images
+            weights = torch.randn(num_features, num_classes, generator=generator)
+            for index in (labels == c).nonzero().flatten().split(self.batch_size):
+                x = inputs[index].flatten(1).to("cpu", torch.float32)
+                x = x - x.mean(dim=1, keepdim=True)
+                x = torch.nn.functional.normalize(x) * num_features**0.5  # mean 0 and variance 1
+                noisy[index] = self._draw(x @ weights, c, wrong[index], u[index])
         return noisy
 
     def _wrong_rates(self, num: int, generator: torch.Generator) -> Tensor:
@@ -296,11 +298,10 @@ class InstanceDependentNoise(LabelNoise):
         return (self.rate + self.spread * torch.special.ndtri(u)).clamp(0, 1)
 
     @staticmethod
-    def _draw(x: Tensor, labels: Tensor, weights: Tensor, wrong: Tensor, u: Tensor) -> Tensor:
-        scores = torch.empty(len(x), weights.shape[2])
-        for c in labels.unique().tolist():  # one product a class: W[labels] would hold a matrix a sample
-            scores[labels == c] = x[labels == c] @ weights[c]
-        own = labels.unsqueeze(1)
-        flips = scores.double().scatter(1, own, -torch.inf).softmax(dim=1) * wrong.unsqueeze(1)
-        cdf = flips.scatter(1, own, (1 - wrong).unsqueeze(1)).cumsum(dim=1)
+    def _draw(scores: Tensor, own: int, wrong: Tensor, u: Tensor) -> Tensor:
+        scores = scores.double()
+        scores[:, own] = -torch.inf
+        shares = scores.softmax(dim=1) * wrong.unsqueeze(1)
+        shares[:, own] = 1 - wrong
+        cdf = shares.cumsum(dim=1)
         return torch.searchsorted(cdf / cdf[:, -1:], u.unsqueeze(1), right=True).squeeze(1)

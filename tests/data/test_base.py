@@ -72,6 +72,9 @@ class Recorder(LightningModule):
     def validation_step(self, batch, batch_idx):
         pass
 
+    def predict_step(self, batch, batch_idx):
+        return batch[0]
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -169,7 +172,28 @@ def test_the_summary_says_sizes_and_rates():
     assert data.summary["test"] == 20
     assert data.summary["requested_rate"] == 0.4
     assert data.summary["actual_rate"] == pytest.approx(0.4, abs=0.05)
+    assert torch.equal(data.summary["transition"], symmetric(4, 0.4))
     assert torch.equal(data.transition, symmetric(4, 0.4))
+
+
+def test_one_line_says_sizes_and_rates(caplog):
+    with caplog.at_level("INFO"):
+        data = set_up(n=2000, noise=SymmetricNoise(0.4), noise_seed=3, trusted=[7])
+    (line,) = [record.getMessage() for record in caplog.records if "Numbers" in record.getMessage()]
+    rate = f"{data.summary['actual_rate']:.2%}"
+    sizes = f"{data.summary['train']:,} samples to train, {data.summary['validation']} to validate, 1 trusted"
+    assert line == f"Numbers: {sizes}; {rate} of the labels are wrong, 40.00% asked for (seed 3)."
+
+
+def test_data_in_memory_is_not_advised_to_take_workers(tmp_path, monkeypatch):
+    connector = "pytorch_lightning.trainer.connectors.data_connector.suggested_max_num_workers"
+    monkeypatch.setattr(connector, lambda num_devices: 8)
+    trainer(tmp_path, max_epochs=1).fit(Recorder(), Numbers(num_workers=3))
+
+
+def test_predictions_are_of_the_test_samples_in_order(tmp_path):
+    batches = trainer(tmp_path).predict(Recorder(), Numbers(batch_size=8))
+    assert torch.cat(batches).tolist() == list(range(20))
 
 
 def test_without_noise_the_labels_stay_and_nothing_is_said_of_them():
@@ -276,6 +300,7 @@ def test_bad_input_is_refused_in_one_sentence(arguments, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_resumed_run_sees_the_order_of_one_that_never_stopped(tmp_path, num_workers):
     def data():
