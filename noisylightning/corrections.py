@@ -285,7 +285,8 @@ class BackwardCorrection(Correction):
         """The reduced combination of base losses."""
         transition = self.known_transition()
         inverse = transition if self.inverse is None else self.inverse
-        labels = self.loss.weighted(inverse_rows(target, inverse, self.loss.ignore_index))
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        labels = self.loss.weighted(inverse_rows(target, inverse, self.loss.ignore_index, dtype))
         return self.loss.reduce(self.loss.values(logits, labels, *index), target, weighted=True)
 
 

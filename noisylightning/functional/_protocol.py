@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -21,8 +22,8 @@ class StructuredTransition(Protocol):
     def log_posterior(self, log_p: Tensor) -> Tensor:
         """``log p T``: from log-probabilities ``(M, C)`` to ``(M, C)``."""
 
-    def inverse_rows(self, target: Tensor) -> Tensor:
-        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: shape ``(M, C)``."""
+    def inverse_rows(self, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: ``(M, C)``, ``dtype``."""
 
     def to_dense(self) -> Tensor:
         """T, shape ``(C, C)``."""

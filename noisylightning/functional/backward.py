@@ -10,7 +10,6 @@ from noisylightning.functional._protocol import StructuredTransition
 from noisylightning.functional._reduction import (
     Reduction,
     class_last,
-    expectation,
     log_softmax,
     reduce_values,
     weigh,
@@ -53,13 +52,19 @@ def check_condition(condition: float, max_condition: float) -> None:
         )
 
 
-def inverse_rows(target: Tensor, inverse: Tensor | StructuredTransition, ignore_index: int = -100) -> Tensor:
+def inverse_rows(
+    target: Tensor,
+    inverse: Tensor | StructuredTransition,
+    ignore_index: int = -100,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """The weights of backward correction: row ``y`` of ``T^-1``, or ``q T^-1`` for a soft label ``q``.
 
     Args:
         target: Class indices ``(N, d1, ...)``, or probabilities ``(N, C, d1, ...)``.
         inverse: ``T^-1``, shape ``(C, C)``, or a structured T.
         ignore_index: Entries with this index get the row of class 0.
+        dtype: Of the weights.
 
     Returns:
         Shape ``(N, C, d1, ...)``: sums to one over the classes, with negative entries.
@@ -68,17 +73,16 @@ def inverse_rows(target: Tensor, inverse: Tensor | StructuredTransition, ignore_
         >>> inverse_rows(torch.tensor([1]), torch.tensor([[1.5, -0.5], [0.0, 1.0]]))
         tensor([[0., 1.]])
     """
-    if target.is_floating_point():
-        flat, shape = class_last(target), target.shape[:1] + target.shape[2:]
-    else:
-        flat, shape = without_ignored(target, ignore_index).flatten(), target.shape
+    soft = target.is_floating_point()
+    flat = class_last(target) if soft else without_ignored(target, ignore_index).flatten()
     if not isinstance(inverse, Tensor):
-        rows = inverse.inverse_rows(flat)
-    elif target.is_floating_point():
+        rows = inverse.inverse_rows(flat, dtype)
+    elif soft:
         with torch.autocast(target.device.type, enabled=False):
-            rows = flat.to(inverse.dtype) @ inverse
+            rows = flat.to(dtype) @ inverse.to(dtype)
     else:
-        rows = inverse.index_select(0, flat)
+        rows = inverse.index_select(0, flat).to(dtype)
+    shape = target.shape[:1] + target.shape[2:] if soft else target.shape
     return rows if len(shape) == 1 else rows.unflatten(0, shape).movedim(-1, 1)
 
 
@@ -136,9 +140,11 @@ def backward_cross_entropy(
         )
         return loss.reshape(())
     inverse = invert_transition(transition) if isinstance(transition, Tensor) else transition
-    labels = inverse_rows(target, inverse, ignore_index)
+    log_p = log_softmax(logits)
+    labels = inverse_rows(target, inverse, ignore_index, log_p.dtype)
     if label_smoothing > 0:
         uniform = torch.full_like(labels[:1], 1 / labels.shape[1])
-        labels = (1 - label_smoothing) * labels + label_smoothing * inverse_rows(uniform, inverse)
-    values = expectation(-log_softmax(logits), weigh(labels, weight))
+        spread = inverse_rows(uniform, inverse, dtype=log_p.dtype)
+        labels = (1 - label_smoothing) * labels + label_smoothing * spread
+    values = -(weigh(labels, weight) * log_p).sum(1)
     return reduce_values(values, target, weight=weight, ignore_index=ignore_index, reduction=reduction, weighted=True)

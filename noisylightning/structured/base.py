@@ -48,8 +48,8 @@ class Transition(nn.Module):
         """``p T`` for rows of numbers ``(M, C)``: shape ``(M, C)``."""
         raise NotImplementedError
 
-    def inverse_rows(self, target: Tensor) -> Tensor:
-        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: shape ``(M, C)``."""
+    def inverse_rows(self, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: ``(M, C)``, ``dtype``."""
         raise NotImplementedError
 
     def condition_number(self) -> float:
@@ -69,9 +69,8 @@ class Transition(nn.Module):
 
     def to_dense(self) -> Tensor:
         """T, shape ``(C, C)``."""
-        example = next(self.buffers(), torch.empty(0))
-        dtype = example.dtype if example.is_floating_point() else None
-        return self.product(torch.eye(self.num_classes, dtype=dtype, device=example.device))
+        entries = next((buffer for buffer in self.buffers() if buffer.is_floating_point()), torch.empty(0))
+        return self.product(torch.eye(self.num_classes, dtype=entries.dtype, device=entries.device))
 
     def extra_repr(self) -> str:
         """The number of classes."""

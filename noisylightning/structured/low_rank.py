@@ -80,16 +80,17 @@ class LowRankTransition(Transition):
         with torch.autocast(p.device.type, enabled=False):
             return p * self.diagonal.to(p.dtype) + (p @ self.left.to(p.dtype)) @ self.right.to(p.dtype)
 
-    def inverse_rows(self, target: Tensor) -> Tensor:
-        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: shape ``(M, C)``."""
+    def inverse_rows(self, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: ``(M, C)``, ``dtype``."""
         if self.scaled is None or self.returned is None:
             raise RuntimeError("T has not been inverted yet: call factorize(max_condition) first.")
         with torch.autocast(target.device.type, enabled=False):
             if target.is_floating_point():
-                target = target.to(self.scaled.dtype)
-                return target / self.diagonal - (target @ self.scaled) @ self.returned
-            kept = (1 / self.diagonal[target]).unsqueeze(1)
-            return -(self.scaled[target] @ self.returned).scatter_add(1, target.unsqueeze(1), -kept)
+                target = target.to(dtype)
+                return target / self.diagonal.to(dtype) - (target @ self.scaled.to(dtype)) @ self.returned.to(dtype)
+            kept = self.diagonal[target].to(dtype).reciprocal().unsqueeze(1)
+            drawn = self.scaled[target].to(dtype) @ self.returned.to(dtype)
+            return -drawn.scatter_add(1, target.unsqueeze(1), -kept)
 
     def factorize(self, max_condition: float) -> None:
         """Prepare Woodbury's identity, ``T^-1 = D^-1 - (D^-1 U) [(I + V D^-1 U)^-1 V D^-1]``.
@@ -107,7 +108,7 @@ class LowRankTransition(Transition):
         """The largest absolute row sum of ``T^-1``, found piece by piece."""
         self._prepare()
         pieces = torch.arange(self.num_classes, device=self.diagonal.device).split(max(1, 2**24 // self.num_classes))
-        return max(float(self.inverse_rows(piece).abs().sum(1).max()) for piece in pieces)
+        return max(float(self.inverse_rows(piece, self.diagonal.dtype).abs().sum(1).max()) for piece in pieces)
 
     def _prepare(self) -> None:
         if not self.diagonal.min() > 0:

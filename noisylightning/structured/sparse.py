@@ -72,20 +72,20 @@ class SparseTransition(Transition):
         """``p T`` for rows of numbers ``(M, C)``: shape ``(M, C)``."""
         return self.columns.left_multiplied(p)
 
-    def inverse_rows(self, target: Tensor) -> Tensor:
-        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: shape ``(M, C)``."""
-        dtype = self.columns.value.dtype
+    def inverse_rows(self, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: ``(M, C)``, ``dtype``."""
         soft = target.is_floating_point()
         if self.inverse is not None:
             if soft:
                 return self.inverse.right_multiplied(target.to(dtype))
             index, value = self.inverse.of(target)
-            return value.new_zeros(len(target), self.num_classes).scatter_add(1, index, value)
+            zeros = value.new_zeros(len(target), self.num_classes, dtype=dtype)
+            return zeros.scatter_add(1, index, value.to(dtype))
         if not self.iterations:
             raise RuntimeError("T has not been inverted yet: call factorize(max_condition) first.")
         rows = target.to(dtype) if soft else _one_hot(target, self.num_classes, dtype)
         rows = rows.t().contiguous().t()  # as the products come out, so that no step needs a transposition
-        diagonal = self.columns.diagonal()
+        diagonal = self.columns.diagonal().to(dtype)
         solution = rows / diagonal
         for _ in range(self.iterations):
             solution = solution + (rows - self.product(solution)) / diagonal

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from noisylightning.functional._kernels import exact_log_likelihood
 from noisylightning.functional._reduction import pick
 from noisylightning.structured.base import Transition
 
@@ -46,11 +47,13 @@ class SymmetricTransition(Transition):
         """``p T`` for rows of numbers ``(M, C)``: shape ``(M, C)``."""
         return self.slope * p + self.off * p.sum(1, keepdim=True)
 
-    def inverse_rows(self, target: Tensor) -> Tensor:
-        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: shape ``(M, C)``."""
+    def inverse_rows(self, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: ``(M, C)``, ``dtype``."""
         if target.is_floating_point():
+            target = target.to(dtype)
             return (target - self.off * target.sum(1, keepdim=True)) / self.slope
-        rows = torch.full((len(target), self.num_classes), -self.off / self.slope, device=target.device)
+        shape = (len(target), self.num_classes)
+        rows = torch.full(shape, -self.off / self.slope, dtype=dtype, device=target.device)
         return rows.scatter(1, target.unsqueeze(1), (1 - self.off) / self.slope)
 
     def condition_number(self) -> float:
@@ -70,7 +73,7 @@ class SymmetricTransition(Transition):
     def _falling(self, log_p: Tensor) -> Tensor:
         """``log((1 - rate) p + off (1 - p))``, where ``1 - p`` must not be a subtraction from nearly 1."""
         top = log_p.argmax(1, keepdim=True)
-        others = log_p.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
+        others = exact_log_likelihood(log_p, torch.ones_like(log_p).scatter(1, top, 0)).unsqueeze(1)
         log_complement = torch.log1p(-log_p.exp().scatter(1, top, 0)).scatter(1, top, others)
         return torch.logaddexp(log_p + _log(1 - self.rate), log_complement + _log(self.off))
 
