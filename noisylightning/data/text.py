@@ -15,10 +15,11 @@ from torch import Tensor
 from noisylightning._files import written_whole
 from noisylightning.data._text_files import checked_text, label_number, read_records
 from noisylightning.data.base import NoisyDataModule
+from noisylightning.data.folder import names_of
 from noisylightning.data.text_encoder import TextEncoder
 
 Part: TypeAlias = Literal["train", "test"]
-PARTS: tuple[Part, Part] = ("train", "test")
+PARTS: tuple[Part, ...] = ("train", "test")
 
 
 class NoisyTextDataModule(NoisyDataModule):
@@ -100,18 +101,19 @@ class NoisyTextDataModule(NoisyDataModule):
     def _encoded(self) -> dict[Part, tuple[Tensor, Tensor]]:
         if self._parts:
             return self._parts
-        read = {part: self.read_texts(part) for part in PARTS}
-        texts = {part: read[part][0] for part in PARTS}
+        parts = PARTS if self.has_test else PARTS[:1]
+        read = {part: self.read_texts(part) for part in parts}
+        texts = {part: read[part][0] for part in parts}
         path = None if self.cache_dir is None else self.cache_dir / f"{type(self).__name__}-{self._checksum(texts)}.npz"
         if path is not None and path.exists():
-            words = self._read_cache(path)
+            words = self._read_cache(path, parts)
         else:
             if not self.encoder.is_fitted:
                 self.encoder.fit(texts["train"])
-            words = {part: self.encoder(texts[part]) for part in PARTS}
+            words = {part: self.encoder(texts[part]) for part in parts}
             if path is not None:
                 self._write_cache(path, words)
-        self._parts = {part: (words[part], read[part][1]) for part in PARTS}
+        self._parts = {part: (words[part], read[part][1]) for part in parts}
         return self._parts
 
     def _checksum(self, texts: dict[Part, list[str]]) -> str:
@@ -122,14 +124,14 @@ class NoisyTextDataModule(NoisyDataModule):
         return hashlib.sha256(json.dumps([settings, texts]).encode()).hexdigest()
 
     def _write_cache(self, path: Path, words: dict[Part, Tensor]) -> None:
-        content: dict[str, Any] = {part: words[part].numpy() for part in PARTS}
+        content: dict[str, Any] = {part: rows.numpy() for part, rows in words.items()}
         with written_whole(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, vocabulary=np.str_(self.encoder.to_json()), **content)
 
-    def _read_cache(self, path: Path) -> dict[Part, Tensor]:
+    def _read_cache(self, path: Path, parts: tuple[Part, ...]) -> dict[Part, Tensor]:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-                words = {part: torch.from_numpy(content[part]) for part in PARTS}
+                words = {part: torch.from_numpy(content[part]) for part in parts}
                 self.encoder.load_json(str(content["vocabulary"]))
         except (KeyError, ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
             raise ValueError(f"The cache {path} is damaged ({error}); remove it.") from error
@@ -142,34 +144,41 @@ class TextTableDataModule(NoisyTextDataModule):
     Args:
         train_file: Table for training and validation: ``.csv``, ``.tsv`` or ``.jsonl`` (an object a line), UTF-8,
             perhaps compressed (``.gz``, ``.xz``).
-        test_file: Table with clean labels.
-        class_names: Names of the C classes, in the order of their numbers. The label column holds names, or numbers
-            from 0.
+        test_file: Table with clean labels; None for no test set.
+        class_names: Names of the classes in the order of their numbers; by default those in ``train_file``, sorted. The
+            label column holds names, or numbers from 0.
         text_column: Name of the column of texts.
         label_column: Name of the column of labels.
         kwargs: What every text data module takes, see :class:`NoisyTextDataModule`.
 
     Raises:
-        FileNotFoundError: At ``setup``, if a table is missing.
-        ValueError: At ``setup``, if it is no such table, a column is missing, a text is empty, or a label is blank or
-            not among the classes.
+        FileNotFoundError: If a table is missing.
+        ValueError: If it is no such table, a column is missing, a text is empty, or a label is blank or not among the
+            classes.
     """
 
     def __init__(
         self,
         train_file: str | Path,
-        test_file: str | Path,
-        class_names: list[str],
+        test_file: str | Path | None = None,
+        class_names: list[str] | None = None,
         text_column: str = "text",
         label_column: str = "label",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.tables: dict[Part, Path] = {"train": Path(train_file), "test": Path(test_file)}
-        self.class_names = class_names
-        self.num_classes = len(class_names)
+        self.tables: dict[Part, Path] = {"train": Path(train_file)}
+        self.has_test = test_file is not None
+        if test_file is not None:
+            self.tables["test"] = Path(test_file)
         self.text_column = text_column
         self.label_column = label_column
+        if class_names is None:
+            class_names = names_of(
+                [str(row[label_column]) for _, row in read_records(Path(train_file), [label_column])]
+            )
+        self.class_names = class_names
+        self.num_classes = len(class_names)
 
     def read_texts(self, part: Part) -> tuple[list[str], Tensor]:
         """The texts and labels of one table, see :meth:`NoisyTextDataModule.read_texts`."""

@@ -214,6 +214,15 @@ def test_table_module(tables):
     assert words[0].tolist() == [0, 0, 0, surprise("fine"), 1, 1]  # "a" and "surprise" are in no training text
 
 
+def test_class_names_and_test_set_may_be_left_out(tables):
+    data = build(tables, class_names=None, test_file=None)
+    assert (data.class_names, data.has_test) == (["neg", "pos"], False)
+    data.setup()
+    assert data.summary == {"train": 36, "validation": 4}
+    with pytest.raises(ValueError, match="no test set"):
+        data.test_dataloader()
+
+
 def test_vocabulary_knows_no_test_text(tables):
     data = build(tables)
     data.setup()
