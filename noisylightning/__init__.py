@@ -3,8 +3,14 @@
 Everywhere T is row-stochastic: T[i, j] = p(noisy = j | clean = i).
 """
 
-from noisylightning.callback import EstimateTransitionCallback, KnownTransitionCallback
-from noisylightning.corrections import BackwardCorrection, Correction, ForwardCorrection, NoCorrection
+from noisylightning.callbacks import EstimateTransitionCallback, FineTuneOnTrusted, KnownTransitionCallback
+from noisylightning.corrections import (
+    BackwardCorrection,
+    Correction,
+    ForwardCorrection,
+    ImportanceReweighting,
+    NoCorrection,
+)
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
 from noisylightning.module import NoisyLabelClassifier
 
@@ -15,7 +21,9 @@ __all__ = [
     "BackwardCorrection",
     "Correction",
     "EstimateTransitionCallback",
+    "FineTuneOnTrusted",
     "ForwardCorrection",
+    "ImportanceReweighting",
     "KnownTransitionCallback",
     "NoCorrection",
     "NoisyLabelClassifier",

@@ -6,12 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import auto_cli
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import noisylightning.data
 import noisylightning.losses
 import noisylightning.models
-from noisylightning._trainer import dev_batches
+from noisylightning.callbacks._trainer import dev_batches
+from noisylightning.estimation import EstimatingTrainer, estimate_from_table
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.summary import summarize
 
@@ -22,6 +24,11 @@ class NoisyLightningCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the data say how many classes there are."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and ``estimate``."""
+        return {**LightningCLI.subcommands(), "estimate": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser that answers a mistake with one sentence, not with two screens of usage."""
@@ -49,15 +56,20 @@ def _one_sentence(message: str) -> str:
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``noisylightning fit|validate|test|predict``.
+    """Run ``noisylightning fit|validate|test|predict|estimate``.
 
     Args:
         args: Command-line arguments; ``sys.argv`` where they are left out.
     """
     # Raised within Lightning by torch of late, about Lightning's own code: nothing that a user could mend.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    given = sys.argv[1:] if args is None else args
     try:
+        if isinstance(given, list) and given[:1] == ["estimate"] and any(arg.startswith("--probs") for arg in given):
+            auto_cli(estimate_from_table, args=given[1:], as_positional=False, prog="noisylightning estimate")
+            return
         NoisyLightningCLI(
+            trainer_class=EstimatingTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # the module makes its own at each stage

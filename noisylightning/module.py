@@ -125,6 +125,14 @@ class NoisyLabelClassifier(LightningModule):
             f"{type(self).__name__} has no network: pass backbone=..., or override build_backbone() to return one."
         )
 
+    def reset_weights(self) -> None:
+        """Draw the weights anew, from :meth:`build_backbone`: ``EstimateTransitionCallback(reinit="fresh")`` asks this.
+
+        Raises:
+            TypeError: If the network was passed in, so that nothing says how another is made.
+        """
+        self.backbone.load_state_dict(self.build_backbone().state_dict())
+
     def forward(self, inputs: Any) -> Tensor:
         """Return the logits of the clean classes, ``(N, C)``."""
         return self.backbone(inputs)

@@ -14,8 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 from noisylightning._files import written_whole
-from noisylightning._trainer import callbacks
-from noisylightning.callback import EstimateTransitionCallback
+from noisylightning.callbacks import EstimateTransitionCallback
+from noisylightning.callbacks._trainer import callbacks
 from noisylightning.corrections import NoCorrection
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.transition import relative_l1_error

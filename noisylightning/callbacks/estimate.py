@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from noisylightning import _trainer
-from noisylightning._attach import attach, require_use_of_transition
+from noisylightning.callbacks import _trainer
+from noisylightning.callbacks._attach import attach, require_use_of_transition
 from noisylightning.corrections import Correction
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
 from noisylightning.report import publish_transition
@@ -27,38 +27,13 @@ def _first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return module(batch[0]), batch[1]
 
 
-class KnownTransitionCallback(Callback):
-    """Hand the data module's true T to the model's correction before training starts.
-
-    For experiments with synthetic noise, where T is known: what an estimate of T could reach at best.
-
-    Example:
-        >>> from pytorch_lightning import Trainer
-        >>> trainer = Trainer(callbacks=[KnownTransitionCallback()], logger=False, enable_checkpointing=False)
-    """
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set T.
-
-        Raises:
-            ValueError: If the data module does not know T.
-        """
-        transition = _trainer.data_attribute(trainer, "transition")
-        if transition is None:
-            raise ValueError(
-                "KnownTransitionCallback needs a data module that knows T, but its `transition` is None or missing:"
-                " give it synthetic noise, or estimate T with EstimateTransitionCallback."
-            )
-        pl_module.correction.set_transition(transition)  # type: ignore[union-attr, operator]
-
-
 class EstimateTransitionCallback(Callback):
     """Train on the noisy labels, estimate T from the network, and train afresh with the corrected loss, in one fit.
 
     Stage one trains with T = identity, where every correction is its plain base loss. Then T-hat is fitted to the
     network's predictions on the un-augmented training data; the weights, the optimizer, its schedule, the precision's
     state, early stopping and the checkpoints' best scores begin again; and stage two takes the trainer's remaining
-    epochs with T-hat in the correction (Patrini et al., CVPR 2017, section 3.3).
+    epochs with T-hat in the correction (Patrini et al., CVPR 2017).
 
     Stage one ends at the first of: ``stage_one_epochs``; ``stage_one_steps`` optimizer steps; ``patience`` validations
     without a better ``monitor``; a request to stop from the trainer's own EarlyStopping.
@@ -153,7 +128,6 @@ class EstimateTransitionCallback(Callback):
         self._validations_since_best = 0
         self._stop_requested = False
         self._stage_two_span: tuple[int, int] | None = None
-        self._span = ExitStack()
 
     # Beginning
 
@@ -163,17 +137,22 @@ class EstimateTransitionCallback(Callback):
             return
         _trainer.refuse_unsupported(trainer)
         self._require_room_for_stage_two(trainer)
-        if self.reinit == "fresh" and not callable(getattr(pl_module, "reset_weights", None)):
-            raise ValueError(
-                f"reinit='fresh' needs {type(pl_module).__name__}.reset_weights(), which draws its weights anew."
-            )
+        if self.reinit == "fresh":
+            if not callable(getattr(pl_module, "reset_weights", None)):
+                raise ValueError(
+                    f"reinit='fresh' needs {type(pl_module).__name__}.reset_weights(), which draws its weights anew."
+                )
+            with isolate_rng():  # a rehearsal, lest it fail after stage one
+                initial = _trainer.snapshot(pl_module)
+                pl_module.reset_weights()  # type: ignore[operator]
+                pl_module.load_state_dict(initial)
         if self.correction is None:
             require_use_of_transition(pl_module, self.loss_attribute)
         else:
             self.correction.initialize(self._num_classes(trainer, pl_module))
             attach(self.correction, pl_module, self.loss_attribute)
         _trainer.listen_for_early_stopping(trainer, self._on_early_stopping)
-        self._span.enter_context(_trainer.schedules_span(trainer, *self._stage_one_span(trainer)))
+        _trainer.plan_schedules(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a fit where a checkpoint left it; its schedule is built next, so it must know the stage now."""
@@ -204,9 +183,6 @@ class EstimateTransitionCallback(Callback):
         if state["correction"] is not None:
             assert self.correction is not None
             self.correction.load_state_dict(state["correction"])
-        if self.stage == 2:
-            self._span.close()
-            self._span.enter_context(_trainer.schedules_span(trainer, *self._stage_two_span))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed fit needs, as plain data that loads with ``weights_only``."""
@@ -232,13 +208,12 @@ class EstimateTransitionCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what stage two will begin from: the weights are on every process, and nothing is trained yet."""
-        self._span.close()
         if self._seed is None:
             self._seed = trainer.strategy.broadcast(torch.initial_seed())
         if self.correction is not None:
             self.correction.to(pl_module.device)
         if self.stage == 1 and self._first is None:
-            self._first = _trainer.first_state(trainer, pl_module)
+            self._first = {"weights": _trainer.snapshot(pl_module), **_trainer.first_state(trainer)}
         elif self.stage == 2:
             self._tell_module(pl_module)
 
@@ -335,7 +310,10 @@ class EstimateTransitionCallback(Callback):
                     " leaves."
                 )
 
-    def _stage_one_span(self, trainer: Trainer) -> tuple[int, int]:
+    def schedule_span(self, trainer: Trainer) -> tuple[int, int]:
+        """Return the epochs and steps that a schedule built now has to span; -1 is no limit."""
+        if self._stage_two_span is not None:
+            return self._stage_two_span
         epochs, steps = self._end_of_stage_one(trainer)
         assert trainer.max_epochs is not None
         return epochs or trainer.max_epochs, steps or trainer.max_steps
@@ -351,16 +329,18 @@ class EstimateTransitionCallback(Callback):
         self.transition = _trainer.estimate(trainer, pl_module, loader, estimator, self.predict)
         self._publish(trainer, pl_module, f"{type(estimator).__name__}, {origin}, {len(loader.dataset):,} examples")  # type: ignore[arg-type]
 
-        if self.reinit == "fresh":
+        if self.reinit == "initial":
+            pl_module.load_state_dict(self._first["weights"])
+        elif self.reinit == "fresh":
             assert self._seed is not None
             _trainer.reseed(trainer, self._seed)
             pl_module.reset_weights()  # type: ignore[operator]
             pl_module.load_state_dict(trainer.strategy.broadcast(_trainer.snapshot(pl_module)))
-        self._stage_two_span = self._rest_of_the_fit(trainer)
-        _trainer.restart(trainer, pl_module, self._first, *self._stage_two_span, keep_weights=self.reinit != "initial")
         correction = self._correction_of(pl_module)
         if correction is not None:
             correction.set_transition(self.transition)
+        self._stage_two_span = _trainer.rest_of_the_fit(trainer)
+        _trainer.restart(trainer, pl_module, self._first)
         self._tell_module(pl_module)
         self.stage = 2
         self._first = self._best = None
@@ -379,16 +359,6 @@ class EstimateTransitionCallback(Callback):
             return self._best["weights"], f"epoch {self.stage_one_epoch} with {self.monitor} {self._best['score']:.4f}"
         self.stage_one_epoch = trainer.current_epoch - 1
         return _trainer.judged_weights(trainer, module), f"weights after {trainer.global_step} steps"
-
-    def _rest_of_the_fit(self, trainer: Trainer) -> tuple[int, int]:
-        """Return the epochs and steps that are left; -1 is no limit."""
-        assert trainer.max_epochs is not None
-        epochs = -1 if trainer.max_epochs == -1 else trainer.max_epochs - trainer.current_epoch
-        whole = trainer.max_steps
-        if whole == -1 and self._end_of_stage_one(trainer)[1] is not None:  # may have begun within an epoch
-            estimated = trainer.estimated_stepping_batches
-            whole = -1 if math.isinf(estimated) else int(estimated)
-        return epochs, -1 if whole == -1 else whole - trainer.global_step
 
     def _publish(self, trainer: Trainer, module: LightningModule, source: str) -> None:
         assert self.transition is not None
@@ -434,7 +404,3 @@ class EstimateTransitionCallback(Callback):
         """Say so where the fit ended before T was estimated."""
         if self.stage == 1 and not _trainer.dev_batches(trainer):
             rank_zero_warn("The fit ended in stage one: T was not estimated, and no corrected loss was used.")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the trainer its limits back."""
-        self._span.close()

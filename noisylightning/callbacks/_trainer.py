@@ -5,9 +5,9 @@ changes one is noticed there first. Callbacks and strategies are told apart by n
 ``pytorch_lightning`` hold two classes of each.
 """
 
+import math
 import random
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Sized
 from copy import deepcopy
 from typing import Any, cast
 
@@ -68,16 +68,43 @@ def refuse_unsupported(trainer: Trainer) -> None:
 # Schedules
 
 
-@contextmanager
-def schedules_span(trainer: Trainer, epochs: int, steps: int) -> Iterator[None]:
-    """Let ``max_epochs``, ``max_steps`` and ``estimated_stepping_batches`` speak of one stage; -1 is no limit."""
-    loop = trainer.fit_loop
-    total = loop.max_epochs, loop.epoch_loop.max_steps
-    loop.max_epochs, loop.epoch_loop.max_steps = epochs, steps
-    try:
-        yield
-    finally:
-        loop.max_epochs, loop.epoch_loop.max_steps = total
+def plan_schedules(trainer: Trainer) -> None:
+    """Build optimizers, now and at each restart, as if a phase of the fit were a fit of its own.
+
+    While they are built ``max_epochs``, ``max_steps`` and ``estimated_stepping_batches`` speak of the phase that the
+    callbacks' ``schedule_span(trainer)`` tell, the last of them that knows: epochs and steps, -1 for no limit.
+    """
+    build = trainer.strategy.setup_optimizers
+    if getattr(build, "spans_a_phase", False):
+        return
+
+    def planned(trainer: Trainer) -> None:
+        spans = [peer.schedule_span(trainer) for peer in callbacks(trainer) if hasattr(peer, "schedule_span")]
+        loop = trainer.fit_loop
+        whole = loop.max_epochs, loop.epoch_loop.max_steps
+        loop.max_epochs, loop.epoch_loop.max_steps = next((span for span in reversed(spans) if span), whole)
+        try:
+            build(trainer)
+        finally:
+            loop.max_epochs, loop.epoch_loop.max_steps = whole
+
+    planned.spans_a_phase = True  # type: ignore[attr-defined]
+    trainer.strategy.setup_optimizers = planned  # type: ignore[method-assign]
+
+
+def rest_of_the_fit(trainer: Trainer) -> tuple[int, int]:
+    """Return the epochs and optimizer steps that are left, up to fine-tuning where it comes; -1 is no limit."""
+    ends = [peer.from_epoch for peer in callbacks(trainer) if _is_a(peer, {"FineTuneOnTrusted"}) and not peer.began]
+    assert trainer.max_epochs is not None
+    last = min([*ends, trainer.max_epochs]) if trainer.max_epochs != -1 else min(ends, default=-1)
+    steps = trainer.max_steps
+    if steps == -1 and trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0:  # within an epoch
+        estimated = trainer.estimated_stepping_batches
+        steps = -1 if math.isinf(estimated) else int(estimated)
+    return (
+        last if last == -1 else last - trainer.current_epoch,
+        steps if steps == -1 else steps - trainer.global_step,
+    )
 
 
 def listen_for_early_stopping(trainer: Trainer, heard: Callable[[Trainer], None]) -> None:
@@ -128,8 +155,9 @@ def reseed(trainer: Trainer, seed: int) -> None:
     np.random.seed(int(state[1]))  # noqa: NPY002  (the global state is what user code draws from)
     torch.manual_seed(int(state[2]))
     loop = trainer.fit_loop
-    if loop.restarting and loop._data_fetcher is not None:
-        # A resumed fit made its data iterator, which draws a seed, before this hook; otherwise it comes after.
+    resuming = getattr(loop, "is_resuming", False) or loop.epoch_loop.restarting
+    if resuming and trainer.current_epoch > 0 and loop._data_fetcher is not None:
+        # The iterator of a resumed fit's first epoch, which draws a seed, was made before this; others come after it.
         iter(loop._data_fetcher)
 
 
@@ -154,30 +182,19 @@ def judged_weights(trainer: Trainer, module: LightningModule) -> dict[str, Tenso
     return snapshot(module)
 
 
-def first_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """Return what a restart needs, taken before training begins."""
+def first_state(trainer: Trainer) -> dict[str, Any]:
+    """Return what a restart needs beside weights, taken before training begins."""
     return {
-        "weights": snapshot(module),
         "precision": dict(trainer.precision_plugin.state_dict()),
         "peers": {peer.state_key: deepcopy(peer.state_dict()) for peer in _peers(trainer)},
     }
 
 
-def restart(
-    trainer: Trainer,
-    module: LightningModule,
-    state: dict[str, Any],
-    epochs: int,
-    steps: int,
-    keep_weights: bool = False,
-) -> None:
-    """Begin training anew inside a running fit: weights, optimizers, schedules, precision, peers."""
-    if not keep_weights:
-        module.load_state_dict(state["weights"])
+def restart(trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
+    """Begin training anew inside a running fit, from the weights as they are."""
     module.zero_grad(set_to_none=True)
     before = list(trainer.strategy.optimizers)
-    with schedules_span(trainer, epochs, steps):
-        trainer.strategy.setup_optimizers(trainer)
+    trainer.strategy.setup_optimizers(trainer)
     if any(old is new for old in before for new in trainer.strategy.optimizers):
         raise RuntimeError(
             f"{type(module).__name__}.configure_optimizers returned stage one's optimizer again, with its state:"
@@ -195,6 +212,21 @@ def restart(
                 first[kept] = getattr(peer, kept)
         if first:
             peer.load_state_dict(first)
+
+
+# Data
+
+
+def train_on(trainer: Trainer, loader: Any) -> None:
+    """Let the rest of the fit train on another loader; call before an epoch's first batch."""
+    loop = trainer.fit_loop
+    loop._data_source.instance = loader
+    loop._combined_loader = None
+    loop.setup_data()
+    for flat in loop._combined_loader.flattened:  # type: ignore[attr-defined]
+        sampler = getattr(flat, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(loop.epoch_progress.current.processed)
 
 
 # Estimating

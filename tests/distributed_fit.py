@@ -1,0 +1,61 @@
+"""A two-stage fit on several CPU processes, run as a script by test_distributed.py; each rank writes what it saw."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from toy import CLASSES, ToyData, adam, classifier, trainer
+
+from noisylightning import EstimateTransitionCallback
+
+
+class Recorder:
+    """Predicts, and keeps what went through."""
+
+    def __init__(self, rank_that_fails: int | None) -> None:
+        self.inputs: list[torch.Tensor] = []
+        self.rank_that_fails = rank_that_fails
+
+    def __call__(self, module, batch):
+        self.inputs.append(batch[0])
+        logits = module(batch[0])
+        return (logits * float("nan") if module.global_rank == self.rank_that_fails else logits), batch[1]
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    folder = Path(spec["folder"])
+    warnings.simplefilter("ignore")
+    recorder = Recorder(spec.get("rank_that_fails"))
+    callback = EstimateTransitionCallback(stage_one_epochs=2, predict=recorder)
+    every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
+    run = trainer(
+        folder,
+        [callback, every],
+        max_epochs=4,
+        enable_checkpointing=True,
+        devices=spec.get("devices", 2),
+        num_nodes=spec.get("num_nodes", 1),
+        strategy=spec.get("strategy", "ddp"),
+    )
+    torch.manual_seed(0)
+    model = classifier(seed=run.global_rank, dropout=0.3, optimizer=adam)  # ranks that disagree at first
+    run.fit(model, ToyData(num_train=spec.get("num_train", 97)), ckpt_path=spec.get("ckpt_path"), weights_only=True)
+    seen = torch.cat(recorder.inputs) if recorder.inputs else torch.empty(0)
+    torch.save(
+        {
+            "seen": seen,
+            "transition": model.correction.transition,
+            "callback": callback.transition,
+            "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]),
+        },
+        folder / f"rank{run.global_rank}.pt",
+    )
+    assert model.correction.transition.shape == (CLASSES, CLASSES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""A fit taken up from a checkpoint ends bit for bit where the uninterrupted one ends."""
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader
+from toy import CLASSES, ForeignClassifier, ToyData, adam, backbone, classifier, trainer
+
+from noisylightning import EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+class Shuffled(ToyData):
+    """Shuffled by the global random state, as most projects shuffle."""
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=16, shuffle=True)
+
+
+class ForeignWithDropout(ForeignClassifier):
+    def __init__(self):
+        super().__init__()
+        self.net = backbone(dropout=0.3)
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def ours():
+    schedule = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.9)  # noqa: E731
+    return classifier(dropout=0.3, optimizer=adam, lr_scheduler=schedule)
+
+
+def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **options):
+    every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
+    best = ModelCheckpoint(folder / "best", monitor=callback.monitor, mode="max")
+    fit = trainer(
+        folder, [callback, best, every, *(make() for make in extra)], max_epochs, enable_checkpointing=True, **options
+    )
+    torch.manual_seed(0)
+    fit.fit(model, Shuffled(), ckpt_path=ckpt_path, weights_only=True)
+    return best
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "extra"),
+    [
+        (ours, {"stage_one_epochs": 2}, ()),
+        (ours, {"stage_one_epochs": 2, "estimate_from": "last", "reinit": "keep"}, ()),
+        (ours, {"stage_one_steps": 8, "estimate_from": "last"}, ()),
+        (ours, {"stage_one_epochs": 2}, (WeightAveraging,)),
+        (ours, {"stage_one_epochs": 4}, (lambda: EarlyStopping("val_accuracy", mode="max", patience=1, min_delta=9),)),
+        (
+            ForeignWithDropout,
+            {"stage_one_epochs": 2, "monitor": "val_acc", "correction": "forward", "loss_attribute": "criterion"},
+            (),
+        ),
+    ],
+    ids=["ours", "keep", "steps", "averaged", "early stopping", "foreign"],
+)
+def test_every_epoch_end_resumes_bit_for_bit(tmp_path, make, arguments, extra):
+    def callback():
+        given = dict(arguments)
+        if given.get("correction"):
+            given["correction"] = ForwardCorrection(num_classes=CLASSES)
+        return EstimateTransitionCallback(**given)
+
+    whole, first = make(), callback()
+    best = run(tmp_path / "whole", whole, first, extra)
+    epochs = sorted((tmp_path / "whole" / "every").glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+    assert len(epochs) >= 3
+    for checkpoint in epochs[:-1]:
+        model, again = make(), callback()
+        resumed = run(tmp_path / "whole", model, again, extra, ckpt_path=checkpoint)
+        assert torch.equal(weights(model), weights(whole)), checkpoint.stem
+        assert torch.equal(again.transition, first.transition)
+        assert again.stage == 2
+        assert again.stage_one_epoch == first.stage_one_epoch
+        assert resumed.best_model_score == best.best_model_score
+
+
+def test_a_resumed_hook_is_told_the_transition_again(tmp_path):
+    class Hooked(ForeignClassifier):
+        num_classes = CLASSES
+        told = None
+
+        def on_transition_estimated(self, transition):
+            self.told = transition
+
+    callback = EstimateTransitionCallback(1, monitor="val_acc")
+    run(tmp_path / "whole", Hooked(), callback, max_epochs=3)
+    model = Hooked()
+    run(
+        tmp_path / "whole",
+        model,
+        EstimateTransitionCallback(1, monitor="val_acc"),
+        ckpt_path=tmp_path / "whole" / "every" / "epoch=1.ckpt",
+        max_epochs=3,
+    )
+    assert torch.equal(model.told, callback.transition)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_stage_two_checkpoint_tests_and_predicts_without_the_callback(tmp_path):
+    callback = EstimateTransitionCallback(2)
+    best = run(tmp_path, ours(), callback)
+    plain = trainer(tmp_path)
+    model = ours()
+    tested = plain.test(model, ToyData(), ckpt_path=best.best_model_path, verbose=False)[0]
+    assert tested["test_accuracy"] > 0.5
+    assert torch.equal(model.correction.transition, callback.transition)
+    predicted = torch.cat(plain.predict(ours(), ToyData(), ckpt_path=best.best_model_path))
+    loaded = NoisyLabelClassifier.load_from_checkpoint(best.best_model_path, weights_only=True, backbone=backbone())
+    assert torch.equal(predicted.argmax(dim=1), loaded.eval()(ToyData().test.tensors[0]).argmax(dim=1))
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    run(tmp_path / "whole", ours(), EstimateTransitionCallback(2))
+    checkpoint = tmp_path / "whole" / "every" / "epoch=0.ckpt"
+    with pytest.raises(ValueError, match=r"stage_one_epochs=2.*this one has stage_one_epochs=3"):
+        run(tmp_path / "other", ours(), EstimateTransitionCallback(3), ckpt_path=checkpoint)
+
+
+def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
+    every = ModelCheckpoint(tmp_path, filename="{epoch}")
+    trainer(tmp_path, [every], 1, enable_checkpointing=True).fit(ours(), Shuffled())
+    with pytest.raises(ValueError, match="written without EstimateTransitionCallback"):
+        run(tmp_path / "other", ours(), EstimateTransitionCallback(2), ckpt_path=tmp_path / "epoch=0.ckpt")
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
+    run(tmp_path / "whole", ours(), EstimateTransitionCallback(2))
+    model = NoisyLabelClassifier(nn.Linear(5, 4), ForwardCorrection(num_classes=4))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        run(
+            tmp_path / "whole",
+            model,
+            EstimateTransitionCallback(2),
+            ckpt_path=tmp_path / "whole" / "every" / "epoch=0.ckpt",
+        )
