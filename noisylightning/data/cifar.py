@@ -77,6 +77,11 @@ class CIFAR10DataModule(NoisyDataModule):
     Raises:
         FileNotFoundError: At ``setup``, if a file is not there.
         ValueError: At ``setup``, if one is not what was published.
+
+    Example:
+        >>> from noisylightning.data import SymmetricNoise
+        >>> CIFAR10DataModule(noise=SymmetricNoise(0.2)).class_names[3]
+        'cat'
     """
 
     num_classes = 10

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
@@ -164,6 +165,15 @@ class WrappedDataModule(NoisyDataModule):
 
     Raises:
         TypeError: At ``setup``, if a loader is not a DataLoader of a map-style data set.
+
+    Example:
+        >>> from noisylightning.data import PairFlipNoise
+        >>> dataset = TensorDataset(torch.randn(100, 3), torch.arange(100) % 4)
+        >>> other = LightningDataModule.from_datasets(train_dataset=dataset, num_workers=0)
+        >>> data = WrappedDataModule(other, num_classes=4, noise=PairFlipNoise(0.3))
+        >>> data.setup("fit")
+        >>> data.summary["train"], data.summary["requested_rate"]
+        (90, 0.3)
     """
 
     def __init__(
@@ -181,7 +191,7 @@ class WrappedDataModule(NoisyDataModule):
         self._num_train: int | None = None
 
     def _has(self, hook: str) -> bool:
-        return getattr(type(self.datamodule), hook) is not getattr(LightningDataModule, hook)
+        return is_overridden(hook, self.datamodule)
 
     def prepare_data(self) -> None:
         """Let the wrapped module prepare its data."""

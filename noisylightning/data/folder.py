@@ -29,7 +29,7 @@ def names_of(labels: Sequence[str]) -> list[str]:
 
 
 class ImageFolderDataModule(ImageFilesDataModule):
-    """Your own images: a folder, and a table that says which label each image has.
+    r"""Your own images: a folder, and a table that says which label each image has.
 
     Args:
         root: Folder of the images.
@@ -44,6 +44,19 @@ class ImageFolderDataModule(ImageFilesDataModule):
         FileNotFoundError: If a table, or at ``setup`` an image, is missing.
         ValueError: If a table lacks a column or has a blank label, or one that is not among the classes; at ``setup``,
             if an image is corrupt.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in "abcdefghij":
+        ...     Image.new("RGB", (40, 30)).save(root / f"{name}.png")
+        >>> rows = [f"{name}.png,{'cat' if name < 'f' else 'dog'}" for name in "abcdefghij"]
+        >>> _ = (root / "labels.csv").write_text("\n".join(["image,label", *rows]))
+        >>> data = ImageFolderDataModule(root, root / "labels.csv", size=32)
+        >>> data.setup("fit")
+        >>> next(iter(data.train_dataloader()))[0].shape
+        torch.Size([9, 3, 32, 32])
     """
 
     def __init__(

@@ -62,6 +62,17 @@ class HumanNoise(LabelNoise):
         path: An ``.npz``, or the ``.pt`` of CIFAR-10N or CIFAR-100N (Wei et al. 2022).
         key: Name of the array of human labels, for example ``"worse_label"``.
         clean_key: Name of the array of clean labels, by which the data is recognised.
+
+    Raises:
+        ValueError: When labels are corrupted, if the file was made for others.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "human.npz"
+        >>> np.savez(path, clean_label=[0, 0, 1, 1], human=[0, 1, 1, 1])
+        >>> noise = HumanNoise(path, key="human")
+        >>> noise.corrupt(torch.tensor([0, 0, 1, 1]), num_classes=2, generator=torch.Generator())
+        tensor([0, 1, 1, 1])
     """
 
     def __init__(self, path: str | Path, key: str, clean_key: str = "clean_label") -> None:
@@ -113,6 +124,14 @@ class ConfusionNoise(ClassConditionalNoise):
         path: File of clean and human labels, see :class:`HumanNoise`.
         key: Name of the array of human labels.
         clean_key: Name of the array of clean labels.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "human.npz"
+        >>> np.savez(path, clean_label=[0, 0, 1, 1], human=[0, 1, 1, 1])
+        >>> ConfusionNoise(path, key="human").transition(2)
+        tensor([[0.5000, 0.5000],
+                [0.0000, 1.0000]])
     """
 
     def __init__(self, path: str | Path, key: str, clean_key: str = "clean_label") -> None:

@@ -75,6 +75,11 @@ class MNISTDataModule(NoisyDataModule):
     Raises:
         FileNotFoundError: At ``setup``, if the files are not there.
         ValueError: At ``setup``, if one is truncated.
+
+    Example:
+        >>> from noisylightning.data import AsymmetricNoise
+        >>> MNISTDataModule(noise=AsymmetricNoise(0.6)).num_classes
+        10
     """
 
     num_classes = 10

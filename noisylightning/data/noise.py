@@ -259,6 +259,16 @@ class InstanceDependentNoise(LabelNoise):
 
     Args:
         rate: Mean share of labels made wrong, in [0, 1].
+
+    Raises:
+        ValueError: If the rate is outside [0, 1].
+
+    Example:
+        >>> clean = torch.arange(1000) % 3
+        >>> inputs = torch.randn(1000, 5, generator=torch.Generator().manual_seed(0))
+        >>> noisy = InstanceDependentNoise(0.3).corrupt(clean, 3, torch.Generator().manual_seed(0), inputs)
+        >>> round((noisy != clean).float().mean().item(), 1)
+        0.3
     """
 
     spread = 0.1

@@ -14,7 +14,7 @@ from noisylightning.data.folder import names_of
 
 
 class TableDataModule(NoisyDataModule):
-    """Your own table of numbers and labels.
+    r"""Your own table of numbers and labels.
 
     Inputs are the features of a row, float of shape (F,), each brought to mean 0 and standard deviation 1 by those of
     the training table; a feature that is constant there becomes 0.
@@ -34,6 +34,18 @@ class TableDataModule(NoisyDataModule):
     Raises:
         FileNotFoundError: If a table is missing.
         ValueError: If a column is missing, a label is blank or not among the classes, or a feature is no number.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "train.csv"
+        >>> _ = path.write_text("height,weight,label\n" + "181,77,cat\n160,52,dog\n" * 10)
+        >>> data = TableDataModule(path)
+        >>> data.num_features, data.class_names
+        (2, ['cat', 'dog'])
+        >>> data.setup("fit")
+        >>> next(iter(data.estimation_dataloader()))[0][:2]
+        tensor([[ 1.,  1.],
+                [-1., -1.]])
     """
 
     def __init__(

@@ -128,6 +128,15 @@ def test_its_own_validation_set_stays_one_and_shares_the_draw():
     assert len(data.estimation_dataloader().dataset) == 69
 
 
+def test_a_data_module_made_of_data_sets_gets_noise():
+    other = LightningDataModule.from_datasets(WithTargets(), WithTargets(n=9), WithTargets(n=6), num_workers=0)
+    data = WrappedDataModule(other, num_classes=3)
+    data.setup()
+    assert data.summary == {"train": 60, "validation": 9, "test": 6}
+    other = LightningDataModule.from_datasets(WithTargets(), num_workers=0)
+    assert not WrappedDataModule(other, num_classes=3).has_test
+
+
 @pytest.mark.parametrize("train", [[1, 2], {"a": 1}, DataLoader(Stream())])
 def test_a_data_module_of_other_loaders_is_refused(train):
     with pytest.raises(TypeError, match=r"train_dataloader\(\) gives a|which Stream does not give"):
