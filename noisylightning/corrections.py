@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisylightning.functional._checks import check_inputs
 from noisylightning.functional._kernels import LARGEST_EXPONENT
 from noisylightning.functional._reduction import log_softmax, pick
 from noisylightning.functional.backward import inverse_rows, invert_transition
-from noisylightning.functional.forward import noisy_log_likelihood, noisy_log_posterior
+from noisylightning.functional.forward import label_log_likelihood, noisy_log_posterior
 from noisylightning.losses import CrossEntropy, LikelihoodLoss, Loss
 from noisylightning.structured import Transition
 from noisylightning.transition import load_transition, validate_transition
@@ -139,18 +140,28 @@ class Correction(nn.Module):
             TypeError: A dtype that is neither a score, an index nor a probability.
             ValueError: Shapes that do not go together, a label out of range, or a soft target not summing to one.
         """
-        self.loss.check(logits, target)
-        classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
-        if self.num_classes is not None and classes != self.num_classes:
-            raise ValueError(f"logits have {classes} classes but {type(self).__name__} is for {self.num_classes}.")
-        extra = (index,) if self.loss.needs_index and index is not None else ()
         if logits.ndim == 1:
-            return self.corrected(logits[None], target[None], *extra).reshape(())
-        return self.corrected(logits, target, *extra)
+            check_inputs(logits, target)
+            return self.forward(logits[None], target[None], index).reshape(())
+        loss = self.loss
+        labels, kept = loss.settle(logits, target)
+        if self.transition is not None and logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"logits have {logits.shape[1]} classes but {type(self).__name__} is for {self.num_classes}."
+            )
+        extra = (index,) if loss.needs_index and index is not None else ()
+        return self.corrected(logits, labels, kept, *extra)
 
-    def corrected(self, logits: Tensor, target: Tensor, *index: Tensor) -> Tensor:
-        """The reduced corrected loss of ``(N, C, d1, ...)`` logits whose target has been checked."""
-        raise NotImplementedError(f"{type(self).__name__} defines no corrected(logits, target): every correction must.")
+    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
+        """The reduced corrected loss.
+
+        Args:
+            logits: Scores, shape ``(N, C, d1, ...)``.
+            labels: Class indices in range ``(N, d1, ...)``, none of them ignored, or probabilities ``(N, C, d1, ...)``.
+            kept: Which labels count; None where all do.
+            *index: What the base loss asks for beside.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no corrected(logits, labels): a correction must.")
 
     def known_transition(self) -> Tensor | Transition:
         """T; raises :class:`RuntimeError` as long as even its number of classes is unknown."""
@@ -179,9 +190,10 @@ class NoCorrection(Correction):
         """``log p``: without a T the network speaks about noisy labels directly."""
         return log_softmax(logits)
 
-    def corrected(self, logits: Tensor, target: Tensor, *index: Tensor) -> Tensor:
-        """The reduced base loss."""
-        return self.loss(logits, target, *index)
+    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
+        """The reduced base loss; arguments as in :meth:`Correction.corrected`."""
+        loss = self.loss
+        return loss.reduce(loss.values(logits, loss.weighted(labels), *index), labels, kept)
 
 
 class ForwardCorrection(Correction):
@@ -222,17 +234,15 @@ class ForwardCorrection(Correction):
                 stacklevel=2,
             )
 
-    def corrected(self, logits: Tensor, target: Tensor, *index: Tensor) -> Tensor:
-        """The reduced base loss of ``p T``."""
-        transition = self.known_transition()
-        if isinstance(self.loss, LikelihoodLoss) and not target.is_floating_point():
-            log_q = noisy_log_likelihood(
-                logits, target, transition, ignore_index=self.loss.ignore_index, floor=self.floor
-            )
-            return self.loss.reduce(self.loss.of_log_likelihood(log_q), target)
-        noisy_logits = noisy_log_posterior(logits, transition, floor=self.floor)
-        labels = self.loss.weighted(target) if target.is_floating_point() else target
-        return self.loss.reduce(self.loss.values(noisy_logits, labels, *index), target)
+    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
+        """The reduced base loss of ``p T``; arguments as in :meth:`Correction.corrected`."""
+        transition, loss = self.known_transition(), self.loss
+        if isinstance(loss, LikelihoodLoss) and not labels.is_floating_point():
+            values = loss.of_log_likelihood(label_log_likelihood(logits, labels, transition, self.floor))
+        else:
+            noisy_logits = noisy_log_posterior(logits, transition, floor=self.floor)
+            values = loss.values(noisy_logits, loss.weighted(labels), *index)
+        return loss.reduce(values, labels, kept)
 
 
 class BackwardCorrection(Correction):
@@ -281,13 +291,12 @@ class BackwardCorrection(Correction):
             inverse = invert_transition(self.transition, self.max_condition)
             self.inverse = inverse if self.inverse is None else self.inverse.copy_(inverse)
 
-    def corrected(self, logits: Tensor, target: Tensor, *index: Tensor) -> Tensor:
-        """The reduced combination of base losses."""
-        transition = self.known_transition()
+    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
+        """The reduced combination of base losses; arguments as in :meth:`Correction.corrected`."""
+        transition, loss = self.known_transition(), self.loss
         inverse = transition if self.inverse is None else self.inverse
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        labels = self.loss.weighted(inverse_rows(target, inverse, self.loss.ignore_index, dtype))
-        return self.loss.reduce(self.loss.values(logits, labels, *index), target, weighted=True)
+        weights = inverse_rows(labels, inverse, torch.promote_types(logits.dtype, torch.float32))
+        return loss.reduce(loss.values(logits, loss.weighted(weights), *index), labels, kept, weighted=True)
 
 
 class ImportanceReweighting(Correction):
@@ -319,33 +328,32 @@ class ImportanceReweighting(Correction):
         super().__init__(transition, num_classes, loss)
         self.detach_weight = detach_weight
 
-    def corrected(self, logits: Tensor, target: Tensor, *index: Tensor) -> Tensor:
-        """The reduced reweighted base loss."""
+    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
+        """The reduced reweighted base loss; arguments as in :meth:`Correction.corrected`."""
+        loss = self.loss
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_weight):
-            beta = self.importance(logits, target)
-        if target.is_floating_point():
-            return self.loss.reduce(self.loss.values(logits, self.loss.weighted(beta * target), *index), target)
-        return self.loss.reduce(beta * self.loss.values(logits, target, *index), target)
+            beta = self.importance(logits, labels)
+        if labels.is_floating_point():
+            return loss.reduce(loss.values(logits, loss.weighted(beta * labels), *index), labels, kept)
+        return loss.reduce(beta * loss.values(logits, labels, *index), labels, kept)
 
-    def importance(self, logits: Tensor, target: Tensor) -> Tensor:
+    def importance(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``p_y / (p T)_y`` of each label.
 
         At most ``1 / T[y, y]``; for a T that never keeps the label it may overflow, and is kept at ``e^80``.
 
         Args:
             logits: Scores, shape ``(N, C, d1, ...)``.
-            target: Class indices ``(N, d1, ...)``, or probabilities ``(N, C, d1, ...)``: then for every label.
+            labels: Class indices in range ``(N, d1, ...)``, or probabilities ``(N, C, d1, ...)``: then for every label.
 
         Returns:
-            Shape of ``target``.
+            Shape of ``labels``.
         """
-        transition, ignore_index = self.known_transition(), self.loss.ignore_index
-        log_p = log_softmax(logits)
-        if target.is_floating_point():
+        transition, log_p = self.known_transition(), log_softmax(logits)
+        if labels.is_floating_point():
             log_ratio = log_p - noisy_log_posterior(logits, transition)
         else:
-            log_q = noisy_log_likelihood(logits, target, transition, ignore_index=ignore_index)
-            log_ratio = pick(log_p, target, ignore_index) - log_q
+            log_ratio = pick(log_p, labels) - label_log_likelihood(logits, labels, transition)
         return log_ratio.clamp(max=LARGEST_EXPONENT).exp()
 
 

@@ -66,9 +66,6 @@ def validate_target(target: Tensor, num_classes: int, ignore_index: int = -100) 
     if target.numel() == 0:
         return
     if not target.is_floating_point():
-        low, high = torch.aminmax(target)
-        if low >= 0 and high < num_classes:
-            return
         wrong = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
         if wrong.any():
             raise ValueError(
@@ -124,10 +121,9 @@ def check_arguments(
     target: Tensor,
     transition: Tensor | StructuredTransition,
     weight: Tensor | None,
-    ignore_index: int,
     label_smoothing: float,
 ) -> None:
-    """Raise on whatever a functional corrected loss cannot be computed from; values are read on the CPU only."""
+    """Raise on whatever a functional corrected loss cannot be computed from, but for the values of its target."""
     check_inputs(logits, target)
     check_transition(transition, logits)
     classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
@@ -135,13 +131,43 @@ def check_arguments(
         raise ValueError(f"weight has shape {tuple(weight.shape)} but logits have {classes} classes.")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
-    if target.device.type == "cpu" and values_readable(target):
-        validate_target(target, classes, ignore_index)
 
 
-def has_ignored(target: Tensor, ignore_index: int) -> bool:
-    """Whether some target may be ``ignore_index``; where looking is not free the answer is yes."""
-    return not (target.device.type == "cpu" and values_readable(target)) or bool((target == ignore_index).any())
+def settle_target(target: Tensor, num_classes: int, ignore_index: int = -100) -> tuple[Tensor, Tensor | None]:
+    """Make the labels fit to be looked up; on the CPU, check their values too.
+
+    Args:
+        target: Class indices of any shape, or probabilities ``(N, C, d1, ...)``.
+        num_classes: The number of classes C.
+        ignore_index: The index that marks an entry without a label.
+
+    Returns:
+        The target with class 0 in place of ``ignore_index``, and a mask of the labels that count: None where all do.
+
+    Raises:
+        ValueError: As :func:`validate_target`, on the CPU.
+
+    Example:
+        >>> settle_target(torch.tensor([2, -100]), num_classes=3)
+        (tensor([2, 0]), tensor([ True, False]))
+        >>> settle_target(torch.tensor([2, 1]), num_classes=3)
+        (tensor([2, 1]), None)
+    """
+    on_cpu = target.device.type == "cpu" and values_readable(target)
+    if target.is_floating_point():
+        if on_cpu:
+            validate_target(target, num_classes)
+        return target, None
+    if on_cpu:
+        if not target.numel():
+            return target, None
+        low, high = (bound.item() for bound in torch.aminmax(target))
+        if low < 0 or high >= num_classes:
+            validate_target(target, num_classes, ignore_index)
+        elif not low <= ignore_index <= high:
+            return target, None
+    kept = target != ignore_index
+    return target.masked_fill(~kept, 0), kept
 
 
 def values_readable(tensor: Tensor) -> bool:

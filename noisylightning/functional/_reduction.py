@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisylightning.functional._checks import has_ignored
-
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -29,13 +27,12 @@ def log_softmax(logits: Tensor) -> Tensor:
     return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def pick(vector: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
-    """Entry ``target`` of each vector, that is ``l_y``; entry 0 where the target is ignored.
+def pick(vector: Tensor, labels: Tensor) -> Tensor:
+    """Entry ``y`` of each vector, that is ``l_y``.
 
     Args:
         vector: One value per class, shape ``(N, C, d1, ...)``.
-        target: Class indices, shape ``(N, d1, ...)``.
-        ignore_index: The index that marks an entry without a label.
+        labels: Class indices, shape ``(N, d1, ...)``, none of them ignored.
 
     Returns:
         Shape ``(N, d1, ...)``.
@@ -44,12 +41,7 @@ def pick(vector: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
         >>> pick(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, 0]))
         tensor([2., 3.])
     """
-    return vector.gather(1, without_ignored(target, ignore_index).unsqueeze(1)).squeeze(1)
-
-
-def without_ignored(target: Tensor, ignore_index: int) -> Tensor:
-    """The targets with class 0 in place of ``ignore_index``, so that they can be looked up."""
-    return target.masked_fill(target == ignore_index, 0) if has_ignored(target, ignore_index) else target
+    return vector.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def class_last(tensor: Tensor) -> Tensor:
@@ -93,10 +85,10 @@ def weigh(target: Tensor, weight: Tensor | None) -> Tensor:
 
 def reduce_values(
     values: Tensor,
-    target: Tensor,
+    labels: Tensor,
     *,
+    kept: Tensor | None = None,
     weight: Tensor | None = None,
-    ignore_index: int = -100,
     reduction: Reduction = "mean",
     weighted: bool = False,
 ) -> Tensor:
@@ -104,10 +96,10 @@ def reduce_values(
 
     Args:
         values: Losses, shape ``(N, d1, ...)``.
-        target: Class indices of the same shape, or probabilities ``(N, C, d1, ...)``. Probabilities have carried
-            their class weights into ``values`` already, so ``weight`` and ``ignore_index`` do not touch them.
+        labels: Class indices of the same shape, none of them ignored, or probabilities ``(N, C, d1, ...)``.
+            Probabilities have carried their class weights into ``values`` already, so that ``weight`` does nothing.
+        kept: Which values count, same shape as ``values``. Default: all.
         weight: One factor per class, shape ``(C,)``. The mean divides by the sum of the factors.
-        ignore_index: Entries with this index count nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         weighted: Whether ``values`` carry the class weights already, so that they enter the mean's divisor alone.
 
@@ -115,19 +107,17 @@ def reduce_values(
         A scalar, or shape ``(N, d1, ...)`` for ``"none"``.
 
     Example:
-        >>> reduce_values(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 1, -100]))
+        >>> values, labels = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 1, 0])
+        >>> reduce_values(values, labels, kept=torch.tensor([True, True, False]))
         tensor(1.5000)
     """
     factor = None
-    if not target.is_floating_point():
-        if weight is not None:
-            factor = weight.to(values.dtype)[without_ignored(target, ignore_index)]
-            values = values if weighted else values * factor
-        if has_ignored(target, ignore_index):
-            ignored = target == ignore_index
-            values = values.masked_fill(ignored, 0)
-            factor = torch.ones_like(values) if factor is None else factor
-            factor = factor.masked_fill(ignored, 0)
+    if weight is not None and not labels.is_floating_point():
+        factor = weight.to(values.dtype)[labels]
+        values = values if weighted else values * factor
+    if kept is not None:
+        values = values.masked_fill(~kept, 0)
+        factor = kept.to(values.dtype) if factor is None else factor * kept
     if reduction == "none":
         return values
     if reduction == "sum":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisylightning.functional._checks import check_arguments, values_readable
+from noisylightning.functional._checks import check_arguments, settle_target, values_readable
 from noisylightning.functional._protocol import StructuredTransition
 from noisylightning.functional._reduction import (
     Reduction,
@@ -13,7 +13,6 @@ from noisylightning.functional._reduction import (
     log_softmax,
     reduce_values,
     weigh,
-    without_ignored,
 )
 
 
@@ -52,18 +51,12 @@ def check_condition(condition: float, max_condition: float) -> None:
         )
 
 
-def inverse_rows(
-    target: Tensor,
-    inverse: Tensor | StructuredTransition,
-    ignore_index: int = -100,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def inverse_rows(labels: Tensor, inverse: Tensor | StructuredTransition, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weights of backward correction: row ``y`` of ``T^-1``, or ``q T^-1`` for a soft label ``q``.
 
     Args:
-        target: Class indices ``(N, d1, ...)``, or probabilities ``(N, C, d1, ...)``.
+        labels: Class indices ``(N, d1, ...)``, none of them ignored, or probabilities ``(N, C, d1, ...)``.
         inverse: ``T^-1``, shape ``(C, C)``, or a structured T.
-        ignore_index: Entries with this index get the row of class 0.
         dtype: Of the weights.
 
     Returns:
@@ -73,16 +66,16 @@ def inverse_rows(
         >>> inverse_rows(torch.tensor([1]), torch.tensor([[1.5, -0.5], [0.0, 1.0]]))
         tensor([[0., 1.]])
     """
-    soft = target.is_floating_point()
-    flat = class_last(target) if soft else without_ignored(target, ignore_index).flatten()
+    soft = labels.is_floating_point()
+    flat = class_last(labels) if soft else labels.flatten()
     if not isinstance(inverse, Tensor):
         rows = inverse.inverse_rows(flat, dtype)
     elif soft:
-        with torch.autocast(target.device.type, enabled=False):
+        with torch.autocast(labels.device.type, enabled=False):
             rows = flat.to(dtype) @ inverse.to(dtype)
     else:
         rows = inverse.index_select(0, flat).to(dtype)
-    shape = target.shape[:1] + target.shape[2:] if soft else target.shape
+    shape = labels.shape[:1] + labels.shape[2:] if soft else labels.shape
     return rows if len(shape) == 1 else rows.unflatten(0, shape).movedim(-1, 1)
 
 
@@ -127,7 +120,7 @@ def backward_cross_entropy(
         >>> backward_cross_entropy(logits, torch.tensor([0, 1]), transition)
         tensor(0.0613)
     """
-    check_arguments(logits, target, transition, weight, ignore_index, label_smoothing)
+    check_arguments(logits, target, transition, weight, label_smoothing)
     if logits.ndim == 1:
         loss = backward_cross_entropy(
             logits[None],
@@ -140,11 +133,11 @@ def backward_cross_entropy(
         )
         return loss.reshape(())
     inverse = invert_transition(transition) if isinstance(transition, Tensor) else transition
+    labels, kept = settle_target(target, logits.shape[1], ignore_index)
     log_p = log_softmax(logits)
-    labels = inverse_rows(target, inverse, ignore_index, log_p.dtype)
+    weights = inverse_rows(labels, inverse, log_p.dtype)
     if label_smoothing > 0:
-        uniform = torch.full_like(labels[:1], 1 / labels.shape[1])
-        spread = inverse_rows(uniform, inverse, dtype=log_p.dtype)
-        labels = (1 - label_smoothing) * labels + label_smoothing * spread
-    values = -(weigh(labels, weight) * log_p).sum(1)
-    return reduce_values(values, target, weight=weight, ignore_index=ignore_index, reduction=reduction, weighted=True)
+        uniform = torch.full_like(weights[:1], 1 / weights.shape[1])
+        weights = (1 - label_smoothing) * weights + label_smoothing * inverse_rows(uniform, inverse, log_p.dtype)
+    values = -(weigh(weights, weight) * log_p).sum(1)
+    return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction, weighted=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisylightning.functional import _kernels
-from noisylightning.functional._checks import check_arguments
+from noisylightning.functional._checks import check_arguments, check_inputs, check_transition, settle_target
 from noisylightning.functional._protocol import StructuredTransition
 from noisylightning.functional._reduction import (
     Reduction,
@@ -17,7 +17,6 @@ from noisylightning.functional._reduction import (
     log_softmax,
     reduce_values,
     weigh,
-    without_ignored,
 )
 
 
@@ -53,12 +52,22 @@ def noisy_log_likelihood(
         >>> noisy_log_likelihood(torch.tensor([[-1e4, 0.0]]), torch.tensor([0]), transition)
         tensor([-10000.2227])
     """
-    rows, labels = class_last(logits), without_ignored(target, ignore_index).flatten()
+    check_inputs(logits, target)
+    check_transition(transition, logits)
+    labels, _ = settle_target(target, logits.shape[1], ignore_index)
+    return label_log_likelihood(logits, labels, transition, floor)
+
+
+def label_log_likelihood(
+    logits: Tensor, labels: Tensor, transition: Tensor | StructuredTransition, floor: float = 0.0
+) -> Tensor:
+    """:func:`noisy_log_likelihood` of labels that have been checked, none of them ignored."""
+    rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
     if isinstance(transition, Tensor):
-        value = _kernels.log_likelihood(rows, labels, transition)
+        log_q = _kernels.log_likelihood(rows, flat, transition)
     else:
-        value = transition.log_likelihood(log_softmax(rows), labels)
-    return _floored(value.view(target.shape), floor)
+        log_q = transition.log_likelihood(log_softmax(rows), flat)
+    return _floored(log_q if logits.ndim == 2 else log_q.view(labels.shape), floor)
 
 
 def noisy_log_posterior(logits: Tensor, transition: Tensor | StructuredTransition, *, floor: float = 0.0) -> Tensor:
@@ -133,7 +142,7 @@ def forward_cross_entropy(
         >>> forward_cross_entropy(logits, torch.tensor([0, 1]), transition)
         tensor(0.5990)
     """
-    check_arguments(logits, target, transition, weight, ignore_index, label_smoothing)
+    check_arguments(logits, target, transition, weight, label_smoothing)
     if logits.ndim == 1:
         loss = forward_cross_entropy(
             logits[None],
@@ -146,11 +155,11 @@ def forward_cross_entropy(
             floor=floor,
         )
         return loss.reshape(())
+    labels, kept = settle_target(target, logits.shape[1], ignore_index)
     if target.is_floating_point():
         smoothed = (1 - label_smoothing) * target + label_smoothing / target.shape[1]
         values = expectation(-noisy_log_posterior(logits, transition, floor=floor), weigh(smoothed, weight))
-        return reduce_values(values, target, reduction=reduction)
-    if label_smoothing > 0:
+    elif label_smoothing > 0:
         return F.cross_entropy(
             noisy_log_posterior(logits, transition, floor=floor),
             target,
@@ -159,8 +168,9 @@ def forward_cross_entropy(
             reduction=reduction,
             label_smoothing=label_smoothing,
         )
-    values = -noisy_log_likelihood(logits, target, transition, ignore_index=ignore_index, floor=floor)
-    return reduce_values(values, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
+    else:
+        values = -label_log_likelihood(logits, labels, transition, floor)
+    return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction)
 
 
 def _floored(log_q: Tensor, floor: float) -> Tensor:

@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from noisylightning.functional._checks import check_inputs
+from noisylightning.functional._checks import check_inputs, settle_target
 from noisylightning.functional._reduction import Reduction, expectation, pick, reduce_values, weigh
 
 
@@ -59,11 +59,10 @@ def label_loss(
         tensor([1.5000, 3.0000])
     """
     check_inputs(losses, target)
-    if target.is_floating_point():
-        values = expectation(losses, weigh(target, weight))
-    else:
-        values = pick(losses, target, ignore_index)
-    return reduce_values(values, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
+    labels, kept = settle_target(target, losses.shape[1], ignore_index)
+    soft = labels.is_floating_point()
+    values = expectation(losses, weigh(labels, weight)) if soft else pick(losses, labels)
+    return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction)
 
 
 def check_interval(name: str, value: float, interval: str, meaning: str) -> None:

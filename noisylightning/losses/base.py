@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from noisylightning.functional._checks import check_inputs, validate_target, values_readable
+from noisylightning.functional._checks import check_inputs, settle_target, validate_target, values_readable
 from noisylightning.functional._reduction import Reduction, log_softmax, pick, reduce_values, weigh
 from noisylightning.functional._reduction import expectation as expectation
 
@@ -70,39 +70,33 @@ class Loss(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} defines no vector(logits): every base loss must.")
 
-    def values(self, logits: Tensor, target: Tensor) -> Tensor:
+    def values(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each sample, neither weighted nor reduced.
 
         Args:
             logits: Scores, shape ``(N, C, d1, ...)``.
-            target: Class indices ``(N, d1, ...)``, or probabilities ``q`` of shape ``(N, C, d1, ...)``, whose loss is
-                the expectation ``sum_j q_j l_j``.
+            labels: Class indices ``(N, d1, ...)``, none of them ignored (see :meth:`settle`), or probabilities ``q`` of
+                shape ``(N, C, d1, ...)``, whose loss is the expectation ``sum_j q_j l_j``.
 
         Returns:
-            Shape ``(N, d1, ...)``; ignored targets get the loss of class 0, which :meth:`reduce` drops.
+            Shape ``(N, d1, ...)``.
         """
         vector = self.vector(logits)
-        return expectation(vector, target) if target.is_floating_point() else pick(vector, target, self.ignore_index)
+        return expectation(vector, labels) if labels.is_floating_point() else pick(vector, labels)
 
-    def reduce(self, values: Tensor, target: Tensor, *, weighted: bool = False) -> Tensor:
+    def reduce(self, values: Tensor, labels: Tensor, kept: Tensor | None = None, *, weighted: bool = False) -> Tensor:
         """Weight, mask and reduce :meth:`values` as :func:`torch.nn.functional.cross_entropy` does.
 
         Args:
             values: Losses, shape ``(N, d1, ...)``.
-            target: Class indices of the same shape, or probabilities, whose values carry the class weights already.
-            weighted: Whether the values of class indices carry them too.
+            labels: Class indices of the same shape, or probabilities, whose values carry the class weights already.
+            kept: Which values count. Default: all.
+            weighted: Whether the values of class indices carry the class weights too.
 
         Returns:
             A scalar, or shape ``(N, d1, ...)`` for ``reduction="none"``.
         """
-        return reduce_values(
-            values,
-            target,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            weighted=weighted,
-        )
+        return reduce_values(values, labels, kept=kept, weight=self.weight, reduction=self.reduction, weighted=weighted)
 
     def forward(self, logits: Tensor, target: Tensor, *index: Tensor) -> Tensor:
         """The reduced loss.
@@ -119,25 +113,40 @@ class Loss(nn.Module):
             TypeError: A dtype that is neither a score, an index nor a probability.
             ValueError: Shapes that do not go together, a label out of range, or a soft target not summing to one.
         """
-        self.check(logits, target)
         if logits.ndim == 1:
+            check_inputs(logits, target)
             return self.forward(logits[None], target[None], *index).reshape(())
-        labels = self.weighted(target) if target.is_floating_point() else target
-        return self.reduce(self.values(logits, labels, *index), target)
+        labels, kept = self.settle(logits, target)
+        return self.reduce(self.values(logits, self.weighted(labels), *index), labels, kept)
 
-    def weighted(self, target: Tensor) -> Tensor:
-        """Probabilities times the class weights: the way by which weights enter an expectation over labels."""
-        return weigh(target, self.weight)
+    def weighted(self, labels: Tensor) -> Tensor:
+        """Probabilities times the class weights, by which weights enter an expectation; class indices as they are."""
+        return weigh(labels, self.weight) if labels.is_floating_point() else labels
 
-    def check(self, logits: Tensor, target: Tensor) -> None:
-        """Raise on wrong shapes and dtypes, and on wrong values: every time on the CPU, else the first time only."""
+    def settle(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Check what the loss was called with, and make the labels fit to be looked up.
+
+        Values are read at every call on the CPU, and at the first on an accelerator, where reading them waits.
+
+        Args:
+            logits: Scores, shape ``(N, C, d1, ...)``.
+            target: Class indices ``(N, d1, ...)`` or probabilities ``(N, C, d1, ...)``.
+
+        Returns:
+            The target with class 0 in place of ``ignore_index``, and a mask of those that count: None where all do.
+
+        Raises:
+            TypeError: A dtype that is neither a score, an index nor a probability.
+            ValueError: Shapes that do not go together, a label out of range, or a soft target not summing to one.
+        """
         check_inputs(logits, target)
-        classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
+        classes = logits.shape[1]
         if self.weight is not None and len(self.weight) != classes:
             raise ValueError(f"weight has {len(self.weight)} entries but logits have {classes} classes.")
-        if values_readable(target) and (target.device.type == "cpu" or not self._target_checked):
+        if not self._target_checked and target.device.type != "cpu" and values_readable(target):
             validate_target(target, classes, self.ignore_index)
             self._target_checked = True
+        return settle_target(target, classes, self.ignore_index)
 
 
 class LikelihoodLoss(Loss):
@@ -162,8 +171,8 @@ class LikelihoodLoss(Loss):
         """The loss for every label, shape ``(N, C, d1, ...)``."""
         return self.of_log_likelihood(log_softmax(logits))
 
-    def values(self, logits: Tensor, target: Tensor) -> Tensor:
+    def values(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each sample, shape ``(N, d1, ...)``: only the label's own probability is looked at."""
-        if target.is_floating_point():
-            return super().values(logits, target)
-        return self.of_log_likelihood(pick(log_softmax(logits), target, self.ignore_index))
+        if labels.is_floating_point():
+            return super().values(logits, labels)
+        return self.of_log_likelihood(pick(log_softmax(logits), labels))

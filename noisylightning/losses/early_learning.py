@@ -98,7 +98,7 @@ class EarlyLearningRegularization(Loss):
     def values(self, logits: Tensor, target: Tensor, index: Tensor | None = None) -> Tensor:
         """The loss of each sample, shape ``(N,)``, neither weighted nor reduced; arguments as in :meth:`vector`."""
         vector = self.vector(logits, index)
-        return expectation(vector, target) if target.is_floating_point() else pick(vector, target, self.ignore_index)
+        return expectation(vector, target) if target.is_floating_point() else pick(vector, target)
 
     def _check_index(self, logits: Tensor, index: Tensor | None) -> Tensor:
         samples, classes = self.average.shape

@@ -55,16 +55,13 @@ def test_weights_are_kept_in_the_state_and_load_as_plain_tensors(tmp_path):
 
 
 def test_an_accelerator_is_asked_about_its_targets_once(monkeypatch):
-    """The CPU stands in for one: what matters is how often the values are read."""
+    """A device without values stands in for one: what matters is how often they are read."""
     calls = []
     monkeypatch.setattr("noisylightning.losses.base.validate_target", lambda *args: calls.append(args))
     loss = CrossEntropy()
     for _ in range(3):
-        loss.check(torch.zeros(2, 3, device="meta"), torch.zeros(2, device="meta").long())
+        loss.settle(torch.zeros(2, 3, device="meta"), torch.zeros(2, device="meta").long())
     assert len(calls) == 1
-    for _ in range(3):
-        loss(torch.zeros(2, 3), torch.tensor([0, 1]))
-    assert len(calls) == 4
 
 
 @pytest.mark.parametrize(
