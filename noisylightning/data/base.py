@@ -314,7 +314,7 @@ class NoisyDataModule(LightningDataModule):
         """Trusted samples with their right labels, not augmented, in order."""
         return self._loader(self._trusted_view())
 
-    def fine_tuning_dataloader(self) -> DataLoader[Any]:
+    def trusted_train_dataloader(self) -> DataLoader[Any]:
         """Trusted samples with their right labels, augmented, in an order set by seed and epoch."""
         return self._shuffled(self._trusted_view(self.augmentation))
 

@@ -218,7 +218,7 @@ def test_trusted_samples_keep_their_labels_and_leave_the_noisy_parts(trusted):
     parts = [everything(loader)[0].tolist() for loader in (data.train_dataloader(), data.val_dataloader())]
     assert sorted([*chosen, *parts[0], *parts[1]]) == list(range(103))
     assert not chosen & set(everything(data.estimation_dataloader())[0].tolist())
-    again = everything(data.fine_tuning_dataloader())[0].tolist()
+    again = everything(data.trusted_train_dataloader())[0].tolist()
     assert set(again) == chosen
     assert again != inputs.tolist() or len(chosen) < 5
     # the noise does not depend on the choice
