@@ -76,7 +76,7 @@ class HumanNoise(LabelNoise):
     """
 
     def __init__(self, path: str | Path, key: str, clean_key: str = "clean_label") -> None:
-        self.path = Path(path)
+        self._path = Path(path)  # private: where a file lies does not tell one noise from another
         self.key = key
         self.clean_key = clean_key
 
@@ -91,7 +91,7 @@ class HumanNoise(LabelNoise):
         if not torch.equal(clean, labels):
             differ = "" if len(clean) != len(labels) else f", {int((clean != labels).sum())} of them differ"
             raise ValueError(
-                f"{self.path} was made for other data: its {len(clean)} clean labels are not the {len(labels)} labels "
+                f"{self._path} was made for other data: its {len(clean)} clean labels are not the {len(labels)} labels "
                 f"at hand{differ}; use the data set that it was made for, in its original order."
             )
         return human
@@ -105,15 +105,15 @@ class HumanNoise(LabelNoise):
         Returns:
             Clean and human labels, int64, shape (N,) each.
         """
-        content = read_human_labels(self.path)
+        content = read_human_labels(self._path)
         for key in (self.clean_key, self.key):
             if key not in content:
-                raise ValueError(f"{self.path} has no labels named {key!r}: choose from {sorted(content)}.")
+                raise ValueError(f"{self._path} has no labels named {key!r}: choose from {sorted(content)}.")
         clean, human = (
-            check_labels(content[key], num_classes, f"{self.path}'s {key}") for key in (self.clean_key, self.key)
+            check_labels(content[key], num_classes, f"{self._path}'s {key}") for key in (self.clean_key, self.key)
         )
         if len(clean) != len(human):
-            raise ValueError(f"{self.path} has {len(clean)} labels {self.clean_key!r} and {len(human)} {self.key!r}.")
+            raise ValueError(f"{self._path} has {len(clean)} labels {self.clean_key!r} and {len(human)} {self.key!r}.")
         return clean, human
 
 

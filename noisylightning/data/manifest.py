@@ -42,6 +42,7 @@ class NoisyLabels:
     Attributes:
         labels: Noisy labels, int64, shape (N,).
         transition: T asked for, or, where the noise asks for none, T as measured, shape (C, C).
+        noise: The noise and its arguments, as text.
         seed: Seed of the draw.
         checksum: :func:`labels_checksum` of the clean labels.
         requested_rate: Share of wrong labels asked for; None where the noise asks for none.
@@ -57,6 +58,7 @@ class NoisyLabels:
 
     labels: Tensor
     transition: Tensor
+    noise: str
     seed: int
     checksum: str
     requested_rate: float | None
@@ -90,6 +92,7 @@ class NoisyLabels:
         return cls(
             labels=noisy,
             transition=measure_transition(clean, noisy, num_classes) if asked is None else asked,
+            noise=repr(noise),
             seed=seed,
             checksum=labels_checksum(clean),
             requested_rate=requested,
@@ -105,17 +108,18 @@ class NoisyLabels:
             seed: The seed asked for.
 
         Raises:
-            ValueError: If the record has another T or another seed.
+            ValueError: If the record has another noise, T or seed.
         """
         asked = noise.transition(num_classes)
-        if asked is not None and (asked.shape != self.transition.shape or not torch.allclose(asked, self.transition)):
+        same = asked is None or (asked.shape == self.transition.shape and torch.allclose(asked, self.transition))
+        if repr(noise) != self.noise or not same:
             raise ValueError(
-                f"the manifest holds noise at rate {self.requested_rate} with another T than the "
-                f"{type(noise).__name__} asked for; remove noise to take the manifest as it is, or name another file."
+                f"the manifest holds labels by {self.noise} and not by the {noise!r} asked for: leave noise out to "
+                "take the manifest as it is, or name another file."
             )
         if seed != self.seed:
             raise ValueError(
-                f"the manifest was drawn from noise seed {self.seed}, not {seed}; give that seed or name another file."
+                f"the manifest was drawn from noise seed {self.seed}, not {seed}: give that seed or name another file."
             )
 
     def save(self, path: str | Path) -> None:
@@ -127,6 +131,7 @@ class NoisyLabels:
         content: dict[str, Any] = {
             "labels": self.labels.numpy(),
             "transition": self.transition.numpy(),
+            "noise": np.str_(self.noise),
             "seed": np.int64(self.seed),
             "checksum": np.str_(self.checksum),
             "requested_rate": np.float64(np.nan if self.requested_rate is None else self.requested_rate),
@@ -159,6 +164,7 @@ class NoisyLabels:
                 record = cls(
                     labels=torch.from_numpy(content["labels"]),
                     transition=torch.from_numpy(content["transition"]),
+                    noise=str(content["noise"]),
                     seed=int(content["seed"]),
                     checksum=str(content["checksum"]),
                     requested_rate=None if np.isnan(requested) else requested,

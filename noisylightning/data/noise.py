@@ -90,6 +90,10 @@ class LabelNoise(ABC):
 
     rate: float | None = None
 
+    def __repr__(self) -> str:
+        arguments = (f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
     @abstractmethod
     def transition(self, num_classes: int) -> Tensor | None:
         """The T that this noise asks for.

@@ -269,7 +269,7 @@ def test_a_manifest_is_written_and_read(tmp_path):
     assert torch.equal(again.noisy_labels.labels, first.noisy_labels.labels)
     assert torch.equal(again.transition, first.transition)
     set_up(noise=SymmetricNoise(0.5), noise_seed=3, manifest=path)
-    with pytest.raises(ValueError, match="another T"):
+    with pytest.raises(ValueError, match=r"SymmetricNoise\(rate=0.5\) and not by the"):
         set_up(noise=SymmetricNoise(0.4), noise_seed=3, manifest=path)
     with pytest.raises(ValueError, match="noise seed 3, not 4"):
         set_up(noise=SymmetricNoise(0.5), noise_seed=4, manifest=path)

@@ -89,7 +89,7 @@ def test_a_manifest_comes_back_as_it_was(tmp_path):
     found = NoisyLabels.load(tmp_path / "deep" / "noise.npz", clean)
     assert torch.equal(found.labels, record.labels)
     assert torch.equal(found.transition, record.transition)
-    for name in ("seed", "checksum", "requested_rate", "actual_rate"):
+    for name in ("noise", "seed", "checksum", "requested_rate", "actual_rate"):
         assert getattr(found, name) == getattr(record, name)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["noise.npz"]
 
@@ -130,8 +130,14 @@ def test_a_truncated_manifest_is_refused(tmp_path):
 def test_a_manifest_of_other_noise_is_refused():
     record = NoisyLabels.draw(SymmetricNoise(0.5), cycling(100, 4), 4, seed=0)
     record.check_asked(SymmetricNoise(0.5), 4, seed=0)
-    with pytest.raises(ValueError, match="another T than the SymmetricNoise asked for"):
+    words = r"labels by SymmetricNoise\(rate=0.5\) and not by the "
+    with pytest.raises(ValueError, match=words + r"SymmetricNoise\(rate=0.4\) asked for"):
         record.check_asked(SymmetricNoise(0.4), 4, seed=0)
+    with pytest.raises(ValueError, match=words + r"InstanceDependentNoise\(rate=0.5\) asked for"):
+        record.check_asked(InstanceDependentNoise(0.5), 4, seed=0)
+    other = NoisyLabels.draw(TransitionNoise(symmetric(4, 0.1)), cycling(100, 4), 4, seed=0)
+    with pytest.raises(ValueError, match="not by the TransitionNoise"):
+        other.check_asked(TransitionNoise(symmetric(4, 0.2)), 4, seed=0)
     with pytest.raises(ValueError, match="noise seed 0, not 1"):
         record.check_asked(SymmetricNoise(0.5), 4, seed=1)
 
