@@ -94,7 +94,9 @@ def main() -> None:
             "ratio_of_medians": ratio,
         },
     )
-    print(f"hand-written {statistics.median(by_hand):.2f} s, trainer {statistics.median(by_trainer):.2f} s: {ratio:.2f}")
+    print(
+        f"hand-written {statistics.median(by_hand):.2f} s, trainer {statistics.median(by_trainer):.2f} s: {ratio:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def _evaluate(
     checkpoint: str | None = None,
 ) -> Result:
     measured: dict[str, Any] = {}
-    for measure in (trainer.validate, trainer.test):
+    has_test = getattr(data, "has_test", True)
+    for measure in (trainer.validate, trainer.test) if has_test else (trainer.validate,):
         measured |= measure(model, datamodule=data, ckpt_path=checkpoint, verbose=False)[0]
     true = getattr(data, "transition", None)  # known once the fit has set up the data
     corrected = not isinstance(model.correction, NoCorrection) and not weights.startswith("stage 1")

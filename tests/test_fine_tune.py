@@ -4,9 +4,15 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
-from toy import CLASSES, ToyData, adam, classifier, trainer
+from toy import CLASSES, ToyData, adam, backbone, classifier, trainer
 
-from noisylightning import EstimateTransitionCallback, FineTuneOnTrusted, NoCorrection
+from noisylightning import (
+    EstimateTransitionCallback,
+    FineTuneOnTrusted,
+    ForwardCorrection,
+    NoCorrection,
+    NoisyLabelClassifier,
+)
 
 
 class Trusted(ToyData):
@@ -80,6 +86,36 @@ def test_the_phase_is_a_fit_of_its_own_on_the_trusted_set(finished, tmp_path):
     trainer(folder, max_epochs=2).fit(alone, data.trusted_train_dataloader(), data.val_dataloader())
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("estimate", [True, False])
+def test_the_schedule_of_each_phase_spans_it(tmp_path, estimate):
+    class Rates(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_end(self, trainer, *args):
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    class Cosine(NoisyLabelClassifier):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            steps = self.trainer.estimated_stepping_batches
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def rates(callbacks, epochs, *data):
+        record = Rates()
+        model = Cosine(backbone(), ForwardCorrection(num_classes=CLASSES))
+        trainer(tmp_path, [*callbacks, record], max_epochs=epochs).fit(model, *data)
+        return record.seen
+
+    data = Trusted()
+    before = [EstimateTransitionCallback(2)] if estimate else []
+    phases = [2, 2] if estimate else [4]
+    expected = [rate for epochs in phases for rate in rates([], epochs, data)]
+    expected += rates([], 2, data.trusted_train_dataloader(), data.val_dataloader())
+    assert rates([*before, FineTuneOnTrusted(4)], 6, data) == pytest.approx(expected)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

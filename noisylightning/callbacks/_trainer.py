@@ -7,7 +7,7 @@ changes one is noticed there first. Callbacks and strategies are told apart by n
 
 import math
 import random
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from copy import deepcopy
 from typing import Any, cast
 
@@ -92,13 +92,13 @@ def plan_schedules(trainer: Trainer) -> None:
     trainer.strategy.setup_optimizers = planned  # type: ignore[method-assign]
 
 
-def rest_of_the_fit(trainer: Trainer) -> tuple[int, int]:
+def rest_of_the_fit(trainer: Trainer, within_epoch: bool = False) -> tuple[int, int]:
     """Return the epochs and optimizer steps that are left, up to fine-tuning where it comes; -1 is no limit."""
     ends = [peer.from_epoch for peer in callbacks(trainer) if _is_a(peer, {"FineTuneOnTrusted"}) and not peer.began]
     assert trainer.max_epochs is not None
     last = min([*ends, trainer.max_epochs]) if trainer.max_epochs != -1 else min(ends, default=-1)
     steps = trainer.max_steps
-    if steps == -1 and trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0:  # within an epoch
+    if steps == -1 and within_epoch:  # not a whole number of epochs
         estimated = trainer.estimated_stepping_batches
         steps = -1 if math.isinf(estimated) else int(estimated)
     return (
@@ -124,7 +124,7 @@ def listen_for_early_stopping(trainer: Trainer, heard: Callable[[Trainer], None]
     base: Any = next(kind for kind in type(stoppers[0]).__mro__ if kind.__name__ == "EarlyStopping")
 
     # An EarlyStopping only so that Lightning runs it among the callbacks that monitor a metric, right after the last.
-    class _StopListener(base):  # type: ignore[misc]
+    class _StopListener(base):
         def setup(self, *args: Any, **kwargs: Any) -> None:
             pass
 
@@ -219,12 +219,12 @@ def restart(trainer: Trainer, module: LightningModule, state: dict[str, Any]) ->
 
 def train_on(trainer: Trainer, loader: Any) -> None:
     """Let the rest of the fit train on another loader; call before an epoch's first batch."""
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     loop._data_source.instance = loader
     loop._combined_loader = None
     loop.setup_data()
-    for flat in loop._combined_loader.flattened:  # type: ignore[attr-defined]
-        sampler = getattr(flat, "sampler", None)
+    for flat in loop._combined_loader.flattened:
+        sampler: Any = getattr(flat, "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(loop.epoch_progress.current.processed)
 
@@ -237,7 +237,8 @@ def estimation_loader(trainer: Trainer, module: LightningModule) -> DataLoader[A
 
     The data is what ``estimation_dataloader()`` of the data module or the module gives, else the training data set.
     """
-    sources = [source for source in (trainer.datamodule, module) if hasattr(source, "estimation_dataloader")]  # type: ignore[attr-defined]
+    owners: list[Any] = [trainer.datamodule, module]  # type: ignore[attr-defined]
+    sources = [owner for owner in owners if hasattr(owner, "estimation_dataloader")]
     loader: Any = sources[0].estimation_dataloader() if sources else trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         raise TypeError(
@@ -296,12 +297,8 @@ def estimate(
         with isolate_rng(), torch.no_grad():
             # Every process updates at least once: a list state that stays empty cannot be gathered.
             estimator.update(*_no_examples(estimator.num_classes, module.device))
-            quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
-            for batch in tqdm(loader, "Estimating T", disable=quiet, leave=False, delay=_PROGRESS_AFTER_SECONDS):
-                batch = trainer.strategy.batch_to_device(batch)
-                with trainer.precision_plugin.forward_context():
-                    logits, noisy_labels = predict(module, batch)
-                estimator.update(_posterior(logits, estimator.num_classes), noisy_labels)
+            for logits, noisy_labels in _merged(_predictions(trainer, module, loader, predict, estimator.num_classes)):
+                estimator.update(logits.softmax(dim=1), noisy_labels)
     except Exception as error:
         failure = error
     finally:
@@ -319,8 +316,31 @@ def _no_examples(num_classes: int, device: torch.device) -> tuple[Tensor, Tensor
     return torch.empty(0, num_classes, device=device), torch.empty(0, dtype=torch.long, device=device)
 
 
-def _posterior(logits: Tensor, num_classes: int) -> Tensor:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"T is estimated from logits of shape (N, {num_classes}), but the network gave {got}.")
-    return logits.softmax(dim=1) if logits.dtype == torch.float64 else logits.float().softmax(dim=1)
+def _predictions(
+    trainer: Trainer, module: LightningModule, loader: DataLoader[Any], predict: Predict, num_classes: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
+    for batch in tqdm(loader, "Estimating T", disable=quiet, leave=False, delay=_PROGRESS_AFTER_SECONDS):
+        batch = trainer.strategy.batch_to_device(batch)
+        with trainer.precision_plugin.forward_context():
+            logits, noisy_labels = predict(module, batch)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
+            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ValueError(f"T is estimated from logits of shape (N, {num_classes}), but the network gave {got}.")
+        yield logits if logits.dtype == torch.float64 else logits.float(), noisy_labels
+
+
+def _merged(parts: Iterator[tuple[Tensor, Tensor]], enough: int = 2**17) -> Iterator[tuple[Tensor, Tensor]]:
+    """Join small batches, whose update would cost as much as a small network."""
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    numel = 0
+    for some_logits, some_labels in parts:
+        logits.append(some_logits)
+        labels.append(some_labels)
+        numel += some_logits.numel()
+        if numel >= enough:
+            yield torch.cat(logits), torch.cat(labels)
+            logits, labels, numel = [], [], 0
+    if logits:
+        yield torch.cat(logits), torch.cat(labels)

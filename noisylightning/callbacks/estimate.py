@@ -252,7 +252,7 @@ class EstimateTransitionCallback(Callback):
         if self.stage == 1:
             steps = self._end_of_stage_one(trainer)[1]
             if steps is not None and trainer.global_step >= steps:
-                self._begin_stage_two(trainer, pl_module)
+                self._begin_stage_two(trainer, pl_module, within_epoch=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights that noisy validation data likes best."""
@@ -320,7 +320,7 @@ class EstimateTransitionCallback(Callback):
 
     # Stage two
 
-    def _begin_stage_two(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _begin_stage_two(self, trainer: Trainer, pl_module: LightningModule, within_epoch: bool = False) -> None:
         assert self._first is not None
         weights, origin = self._weights_to_estimate_with(trainer, pl_module)
         pl_module.load_state_dict(weights)
@@ -339,7 +339,7 @@ class EstimateTransitionCallback(Callback):
         correction = self._correction_of(pl_module)
         if correction is not None:
             correction.set_transition(self.transition)
-        self._stage_two_span = _trainer.rest_of_the_fit(trainer)
+        self._stage_two_span = _trainer.rest_of_the_fit(trainer, within_epoch)
         _trainer.restart(trainer, pl_module, self._first)
         self._tell_module(pl_module)
         self.stage = 2
