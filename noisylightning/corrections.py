@@ -11,7 +11,7 @@ from noisylightning.functional._checks import check_inputs
 from noisylightning.functional._kernels import LARGEST_EXPONENT
 from noisylightning.functional._reduction import log_softmax, pick
 from noisylightning.functional.backward import inverse_rows, invert_transition
-from noisylightning.functional.forward import label_log_likelihood, noisy_log_posterior
+from noisylightning.functional.forward import label_cross_entropy, label_log_likelihood, noisy_log_posterior
 from noisylightning.losses import CrossEntropy, LikelihoodLoss, Loss
 from noisylightning.structured import Transition
 from noisylightning.transition import load_transition, validate_transition
@@ -61,9 +61,10 @@ class Correction(nn.Module):
     @property
     def num_classes(self) -> int | None:
         """The number of classes C, or None as long as nobody said it."""
-        if isinstance(self.transition, Transition):
-            return self.transition.num_classes
-        return None if self.transition is None else len(self.transition)
+        transition = self.transition
+        if isinstance(transition, Tensor):
+            return len(transition)
+        return None if transition is None else transition.num_classes
 
     def initialize(self, num_classes: int) -> None:
         """Give an uninitialised correction its number of classes, with T the identity; else check that it agrees.
@@ -145,10 +146,9 @@ class Correction(nn.Module):
             return self.forward(logits[None], target[None], index).reshape(())
         loss = self.loss
         labels, kept = loss.settle(logits, target)
-        if self.transition is not None and logits.shape[1] != self.num_classes:
-            raise ValueError(
-                f"logits have {logits.shape[1]} classes but {type(self).__name__} is for {self.num_classes}."
-            )
+        num_classes = self.num_classes
+        if num_classes is not None and logits.shape[1] != num_classes:
+            raise ValueError(f"logits have {logits.shape[1]} classes but {type(self).__name__} is for {num_classes}.")
         extra = (index,) if loss.needs_index and index is not None else ()
         return self.corrected(logits, labels, kept, *extra)
 
@@ -237,7 +237,10 @@ class ForwardCorrection(Correction):
     def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
         """The reduced base loss of ``p T``; arguments as in :meth:`Correction.corrected`."""
         transition, loss = self.known_transition(), self.loss
-        if isinstance(loss, LikelihoodLoss) and not labels.is_floating_point():
+        soft = labels.is_floating_point()
+        if type(loss) is CrossEntropy and not soft:  # which has a kernel of its own
+            return label_cross_entropy(logits, labels, kept, transition, loss.weight, loss.reduction, self.floor)
+        if isinstance(loss, LikelihoodLoss) and not soft:
             values = loss.of_log_likelihood(label_log_likelihood(logits, labels, transition, self.floor))
         else:
             noisy_logits = noisy_log_posterior(logits, transition, floor=self.floor)

@@ -153,7 +153,7 @@ def settle_target(target: Tensor, num_classes: int, ignore_index: int = -100) ->
         >>> settle_target(torch.tensor([2, 1]), num_classes=3)
         (tensor([2, 1]), None)
     """
-    on_cpu = target.device.type == "cpu" and values_readable(target)
+    on_cpu = target.is_cpu and values_readable(target)
     if target.is_floating_point():
         if on_cpu:
             validate_target(target, num_classes)
@@ -170,6 +170,7 @@ def settle_target(target: Tensor, num_classes: int, ignore_index: int = -100) ->
     return target.masked_fill(~kept, 0), kept
 
 
-def values_readable(tensor: Tensor) -> bool:
-    """Whether Python may look at the values of ``tensor`` (not while compiling, not inside ``vmap``)."""
-    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+def values_readable(*tensors: Tensor) -> bool:
+    """Whether Python may look at the values of all of them (not while compiling, not inside ``vmap``)."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return not torch.compiler.is_compiling() and not any(map(wrapped, tensors))

@@ -2,8 +2,8 @@
 
 Two ways to the same number. ``exact_*`` are plain differentiable operations, shifted per sample so that nothing
 underflows: they serve compilation, ``torch.func``, a T that wants a gradient, second derivatives, and accelerators.
-:class:`_LogLikelihood` is for eager CPU training with a fixed T: one exponential per logit, cache-sized pieces, and one
-saved buffer; the rare samples that underflow are repaired by the exact way.
+The two :class:`torch.autograd.Function` are for eager CPU training with a fixed T: one exponential per logit,
+cache-sized pieces, and one saved buffer; the rare samples that underflow are repaired by the exact way.
 """
 
 from __future__ import annotations
@@ -15,34 +15,53 @@ import torch
 from torch import Tensor
 
 from noisylightning.functional._checks import values_readable
-from noisylightning.functional._reduction import log_softmax
 
 PIECE = 2**18  # entries worked on at a time: 1 MiB of float32, which stays in a core's cache
 LARGEST_EXPONENT = 80.0  # exp(80) is finite in float32 and far above what any sum of probabilities can hide
+# A sum of probabilities below this may have lost terms to underflow.
+SMALLEST_SUM = {dtype: torch.finfo(dtype).tiny ** 0.75 for dtype in (torch.float32, torch.float64)}
 
 
-def log_likelihood(logits: Tensor, target: Tensor, transition: Tensor) -> Tensor:
+def log_likelihood(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
     """``log (p T)_y``.
 
     Args:
         logits: Shape ``(M, C)``.
-        target: Class indices in range, shape ``(M,)``.
+        labels: Class indices in range, shape ``(M,)``.
         transition: T, shape ``(C, C)``; fastest when its columns lie contiguous in memory.
 
     Returns:
         Shape ``(M,)``; minus infinity where column y of T is zero, with gradient zero there.
     """
-    eager = logits.device.type == "cpu" and values_readable(logits) and values_readable(target)
-    if eager and not transition.requires_grad and values_readable(transition):
-        return _LogLikelihood.apply(logits, target, transition)
-    return exact_log_likelihood(log_softmax(logits), transition.t().index_select(0, target))
+    if _is_plain(logits, labels, transition):
+        return _LogLikelihood.apply(logits, labels, transition.t())
+    return _exact(logits, labels, transition.t())
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
+    """The mean of ``-log (p T)_y``, in fewer steps; arguments as in :func:`log_likelihood`."""
+    if _is_plain(logits, labels, transition) and len(logits):
+        return _MeanCrossEntropy.apply(logits, labels, transition.t())
+    return -log_likelihood(logits, labels, transition).mean()
+
+
+def _is_plain(logits: Tensor, labels: Tensor, transition: Tensor) -> bool:
+    """Whether the call is eager, on the CPU, with a T that wants no gradient."""
+    return logits.is_cpu and not transition.requires_grad and values_readable(logits, labels, transition)
+
+
+def _exact(logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+    centred = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    centred = centred - centred.detach().amax(1, keepdim=True)
+    log_q = exact_log_likelihood(centred, columns.index_select(0, labels))
+    return (log_q - centred.exp().sum(1).log()).masked_fill(log_q == -torch.inf, -torch.inf)
 
 
 def exact_log_likelihood(log_p: Tensor, column: Tensor) -> Tensor:
     """``log sum_i p_i T_iy`` from log-probabilities and the column of T that each sample needs.
 
     Args:
-        log_p: Shape ``(M, C)``, or any that broadcasts with ``column``; dimension 1 is summed.
+        log_p: Shape ``(M, C)``, or any that broadcasts with ``column``; dimension 1 is summed. Need not be normalised.
         column: ``T[:, y]`` of each sample, shape ``(M, C)``.
 
     Returns:
@@ -61,42 +80,71 @@ class _LogLikelihood(torch.autograd.Function):
     """``log (p T)_y`` with gradient ``r - p``, where ``r_i = p_i T_iy / (p T)_y`` is the clean label's."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, transition: Tensor) -> Tensor:
-        logits = logits.contiguous()
-        samples, classes = logits.shape
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        columns = transition.t()
-        likelihood = logits.new_empty(samples, dtype=wide)
-        training = ctx.needs_input_grad[0]
-        difference = torch.empty_like(logits) if training else None  # p - r, all that the first derivative needs
-        rows = max(1, PIECE // classes)
-        for start in range(0, samples, rows):
-            piece = slice(start, start + rows)
-            p = torch.softmax(logits[piece], 1, dtype=wide)
-            r = columns.index_select(0, target[piece]).to(wide).mul_(p)
-            q = torch.sum(r, 1, out=likelihood[piece])
-            if difference is not None:
-                torch.addcmul(p, r, q.reciprocal().unsqueeze(1), value=-1, out=difference[piece])
-        log_q = likelihood.log()
-        threshold = torch.finfo(wide).tiny ** 0.75  # below it, terms of the sum may have underflowed
-        if samples and not likelihood.min() > threshold:  # NaN comes here too, and stays NaN
-            small = (~(likelihood > threshold)).nonzero().squeeze(1)
-            with torch.enable_grad():
-                some = logits[small].detach().requires_grad_()
-                exact = exact_log_likelihood(log_softmax(some), columns.index_select(0, target[small]))
-                if difference is not None:
-                    difference[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()
-            log_q[small] = exact.detach()
-        ctx.save_for_backward(logits, target, transition, difference)
-        return log_q
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+        log_q, difference = _in_pieces(logits, labels, columns)
+        ctx.save_for_backward(logits, labels, columns, difference)
+        return log_q.squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, target, transition, difference = ctx.saved_tensors
+        logits, labels, columns, difference = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
-            exact = exact_log_likelihood(log_softmax(logits), transition.t().index_select(0, target))
+            exact = _exact(logits, labels, columns)
             return torch.autograd.grad(exact, logits, grad, create_graph=True)[0], None, None
-        return torch.mul(difference, grad.neg().unsqueeze(1), out=torch.empty_like(difference)), None, None
+        return _scaled(difference, grad.neg().unsqueeze(1)), None, None
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    """The mean of ``-log (p T)_y``, whose gradient is one number times ``p - r``."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+        log_q, difference = _in_pieces(logits, labels, columns)
+        ctx.save_for_backward(logits, labels, columns, difference)
+        return log_q.mean().neg_()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels, columns, difference = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            exact = -_exact(logits, labels, columns).mean()
+            return torch.autograd.grad(exact, logits, grad, create_graph=True)[0], None, None
+        return _scaled(difference, grad / len(labels)), None, None
+
+
+def _scaled(difference: Tensor, scale: Tensor) -> Tensor:
+    if difference.dtype == scale.dtype:
+        return difference * scale
+    return torch.mul(difference, scale, out=torch.empty_like(difference))  # half precision is widened on the way only
+
+
+def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """``log (p T)_y``, shape ``(M, 1)``, and ``p - r``, which is all that the first derivative needs."""
+    samples, classes = logits.shape
+    rows = max(1, PIECE // classes)
+    if samples <= rows:
+        return _piece(logits, labels, columns)
+    difference = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    pieces = zip(logits.split(rows), labels.split(rows), difference.split(rows), strict=True)
+    return torch.cat([_piece(z, y, columns, out)[0] for z, y, out in pieces]), difference
+
+
+def _piece(logits: Tensor, labels: Tensor, columns: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    p = torch.softmax(logits, 1, dtype=wide)
+    r = columns.index_select(0, labels).to(wide).mul_(p)
+    q = r.sum(1, keepdim=True)
+    if out is None:
+        out = p if wide == logits.dtype else torch.empty_like(logits)
+    torch.addcmul(p, r, q.reciprocal(), value=-1, out=out)
+    if not len(q) or q.min().item() > SMALLEST_SUM[wide]:
+        return q.log_(), out
+    small = (~(q > SMALLEST_SUM[wide])).squeeze(1).nonzero().squeeze(1)  # NaN is here too, and stays NaN
+    with torch.enable_grad():
+        some = logits[small].detach().requires_grad_()
+        exact = _exact(some, labels[small], columns)
+        out[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()
+    return q.log_().index_copy_(0, small, exact.detach().unsqueeze(1)), out
 
 
 def log_matmul(log_p: Tensor, matrix: Tensor) -> Tensor:
@@ -110,7 +158,7 @@ def log_matmul(log_p: Tensor, matrix: Tensor) -> Tensor:
         Shape ``(M, K)``; minus infinity where a column is zero.
     """
     matrix = matrix.to(log_p.dtype)
-    if not (values_readable(log_p) and values_readable(matrix)):
+    if not values_readable(log_p, matrix):
         return exact_log_likelihood(log_p.unsqueeze(2), matrix)  # when compiled, nothing of size (M, C, K) is kept
     with torch.autocast(log_p.device.type, enabled=False):
         product = log_p.exp() @ matrix
@@ -132,7 +180,7 @@ def repaired_log(product: Tensor, exact: Callable[[Tensor, Tensor], Tensor], ter
         rows = torch.arange(product.shape[0], device=product.device).repeat_interleave(product.shape[1])
         columns = torch.arange(product.shape[1], device=product.device).repeat(product.shape[0])
         return exact(rows, columns).view_as(product)
-    small = ~(product > torch.finfo(product.dtype).tiny ** 0.75)
+    small = ~(product > SMALLEST_SUM[product.dtype])
     if not small.any():
         return product.log()
     rows, columns = small.nonzero(as_tuple=True)

@@ -70,6 +70,23 @@ def label_log_likelihood(
     return _floored(log_q if logits.ndim == 2 else log_q.view(labels.shape), floor)
 
 
+def label_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    kept: Tensor | None,
+    transition: Tensor | StructuredTransition,
+    weight: Tensor | None,
+    reduction: Reduction,
+    floor: float,
+) -> Tensor:
+    """:func:`forward_cross_entropy` of class indices that have been settled."""
+    if kept is None and weight is None and reduction == "mean" and floor == 0 and isinstance(transition, Tensor):
+        rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
+        return _kernels.mean_cross_entropy(rows, flat, transition)
+    values = -label_log_likelihood(logits, labels, transition, floor)
+    return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction)
+
+
 def noisy_log_posterior(logits: Tensor, transition: Tensor | StructuredTransition, *, floor: float = 0.0) -> Tensor:
     """``log p T``: what the network says about every noisy label, exact where ``softmax(logits) @ T`` underflows.
 
@@ -169,8 +186,8 @@ def forward_cross_entropy(
             label_smoothing=label_smoothing,
         )
     else:
-        values = -label_log_likelihood(logits, labels, transition, floor)
-    return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction)
+        return label_cross_entropy(logits, labels, kept, transition, weight, reduction, floor)
+    return reduce_values(values, labels, reduction=reduction)
 
 
 def _floored(log_q: Tensor, floor: float) -> Tensor:

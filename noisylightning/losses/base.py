@@ -140,10 +140,10 @@ class Loss(nn.Module):
             ValueError: Shapes that do not go together, a label out of range, or a soft target not summing to one.
         """
         check_inputs(logits, target)
-        classes = logits.shape[1]
-        if self.weight is not None and len(self.weight) != classes:
-            raise ValueError(f"weight has {len(self.weight)} entries but logits have {classes} classes.")
-        if not self._target_checked and target.device.type != "cpu" and values_readable(target):
+        classes, weight = logits.shape[1], self.weight
+        if weight is not None and len(weight) != classes:
+            raise ValueError(f"weight has {len(weight)} entries but logits have {classes} classes.")
+        if not (self._target_checked or target.is_cpu) and values_readable(target):
             validate_target(target, classes, self.ignore_index)
             self._target_checked = True
         return settle_target(target, classes, self.ignore_index)

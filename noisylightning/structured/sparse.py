@@ -216,7 +216,7 @@ class Columns(nn.Module):
             Rows and entries, both ``(M, L)``; padding has row 0 and entry 0.
         """
         start, end = self.start[column], self.start[column + 1]
-        if column.device.type == "cpu" and values_readable(column):
+        if column.is_cpu and values_readable(column):
             width = int((end - start).max()) if len(column) else 0
         else:
             width = self.width  # the longest of all columns: no need to wait for an accelerator
