@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisylightning.functional._checks import values_readable
+
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -63,6 +65,10 @@ def expectation(vector: Tensor, weights: Tensor) -> Tensor:
         >>> expectation(torch.tensor([[1.0, 2.0, torch.inf]]), torch.tensor([[0.5, 0.5, 0.0]]))
         tensor([1.5000])
     """
+    if vector.is_cpu and values_readable(vector, weights):
+        total = (weights * vector).sum(1)
+        if not total.isnan().any():
+            return total
     return (weights * vector.masked_fill((weights == 0) & vector.isinf(), 0)).sum(1)
 
 
