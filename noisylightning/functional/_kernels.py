@@ -34,7 +34,9 @@ def log_likelihood(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor
         Shape ``(M,)``; minus infinity where column y of T is zero, with gradient zero there.
     """
     if _is_plain(logits, labels, transition):
-        return _LogLikelihood.apply(logits, labels, transition.t())
+        if logits.requires_grad and torch.is_grad_enabled():
+            return _LogLikelihood.apply(logits, labels, transition.t())
+        return _in_pieces(logits, labels, transition.t(), slope=False)[0].squeeze(1)
     return _exact(logits, labels, transition.t())
 
 
@@ -118,32 +120,36 @@ def _scaled(difference: Tensor, scale: Tensor) -> Tensor:
     return torch.mul(difference, scale, out=torch.empty_like(difference))  # half precision is widened on the way only
 
 
-def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor, slope: bool = True) -> tuple[Tensor, Tensor]:
     """``log (p T)_y``, shape ``(M, 1)``, and ``p - r``, which is all that the first derivative needs."""
     samples, classes = logits.shape
     rows = max(1, PIECE // classes)
     if samples <= rows:
-        return _piece(logits, labels, columns)
-    difference = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        return _piece(logits, labels, columns, slope)
+    difference = torch.empty_like(logits, memory_format=torch.contiguous_format) if slope else logits
     pieces = zip(logits.split(rows), labels.split(rows), difference.split(rows), strict=True)
-    return torch.cat([_piece(z, y, columns, out)[0] for z, y, out in pieces]), difference
+    return torch.cat([_piece(z, y, columns, slope, out)[0] for z, y, out in pieces]), difference
 
 
-def _piece(logits: Tensor, labels: Tensor, columns: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _piece(
+    logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(logits.dtype, torch.float32)
     p = torch.softmax(logits, 1, dtype=wide)
     r = columns.index_select(0, labels).to(wide).mul_(p)
     q = r.sum(1, keepdim=True)
     if out is None:
         out = p if wide == logits.dtype else torch.empty_like(logits)
-    torch.addcmul(p, r, q.reciprocal(), value=-1, out=out)
+    if slope:
+        torch.addcmul(p, r, q.reciprocal(), value=-1, out=out)
     if not len(q) or q.min().item() > SMALLEST_SUM[wide]:
         return q.log_(), out
     small = (~(q > SMALLEST_SUM[wide])).squeeze(1).nonzero().squeeze(1)  # NaN is here too, and stays NaN
     with torch.enable_grad():
         some = logits[small].detach().requires_grad_()
         exact = _exact(some, labels[small], columns)
-        out[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()
+        if slope:
+            out[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()
     return q.log_().index_copy_(0, small, exact.detach().unsqueeze(1)), out
 
 

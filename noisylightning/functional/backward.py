@@ -39,7 +39,7 @@ def invert_transition(transition: Tensor, max_condition: float = 1 / torch.finfo
         inverse, singular = torch.linalg.inv_ex(transition.double())
     if values_readable(inverse):
         check_condition(float("inf") if bool(singular) else float(inverse.detach().abs().sum(1).max()), max_condition)
-    return inverse.to(transition.dtype)
+    return inverse.to(transition.dtype).contiguous()  # a row per label is what is read
 
 
 def check_condition(condition: float, max_condition: float) -> None:
