@@ -73,7 +73,7 @@ class Killer(Callback):
                     else:
                         die()
 
-            torch.save = half
+            torch.save = half  # type: ignore[assignment]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Arm what waits for stage two."""
@@ -206,7 +206,8 @@ def main() -> None:
         moment, victim = MOMENTS[number % len(MOMENTS)], draw.randrange(world)
         folder = work / f"kill{number}"
         folder.mkdir()
-        killed = not in_processes(folder, world, Killer(moment, random.Random(draw.random()), seconds), victim)
+        killer = Killer(moment, random.Random(draw.random()), seconds)
+        killed = not in_processes(folder, world, killer, victim)
         run: dict[str, Any] = {"moment": moment, "processes": world, "victim": victim, "killed": killed}
         run["files_whole"] = files_are_whole(folder)
         checkpoint = folder / "last.ckpt"
@@ -227,8 +228,8 @@ def main() -> None:
     for moment in MOMENTS:
         for world in (1, 2):
             found = [run for run in runs if (run["moment"], run["processes"]) == (moment, world)]
-            killed = sum(run["killed"] for run in found)
-            rows.append([moment, str(world), str(len(found)), str(killed), str(sum(run["survived"] for run in found))])
+            counts = (len(found), sum(run["killed"] for run in found), sum(run["survived"] for run in found))
+            rows.append([moment, str(world), *map(str, counts)])
     header = ["killed during", "processes", "runs", "killed before the end", "same end after resuming"]
     write_table(arguments.output.with_suffix(".md"), header, rows)
     if not all(run["survived"] for run in runs):

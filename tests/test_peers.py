@@ -1,5 +1,8 @@
 """The two stages beside what else a Lightning project uses: nothing breaks, or one sentence says why not."""
 
+import os
+import signal
+
 import lightning.pytorch
 import pytest
 import torch
@@ -271,3 +274,26 @@ def test_interruptions_leave_a_checkpoint_to_resume_from(tmp_path):
     whole = run()
     assert run(Dies()) is None
     assert torch.equal(run(ckpt_path="last", weights_only=True), whole)
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_sigterm_leaves_a_checkpoint_to_resume_from(tmp_path, epoch):
+    """A scheduler's SIGTERM, in stage one and in stage two, with Lightning's own OnExceptionCheckpoint."""
+
+    class Terminated(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == epoch:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def run(*extra, **options):
+        callback, model = EstimateTransitionCallback(2), classifier()
+        trainer(tmp_path, [callback, *extra], max_epochs=5, **options.pop("trainer", {})).fit(
+            model, ToyData(), **options
+        )
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    whole = run()
+    with pytest.raises(SystemExit):
+        run(Terminated(), OnExceptionCheckpoint(tmp_path), trainer={"enable_checkpointing": True})
+    assert torch.equal(run(ckpt_path=tmp_path / "on_exception.ckpt", weights_only=True), whole)
