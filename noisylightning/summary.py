@@ -101,7 +101,7 @@ def _evaluate(
 
 @rank_zero_only
 def _present(results: list[Result], folder: str) -> None:
-    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("weights", "loss", "epoch", "noisy val", "clean test", "T error"):
         table.add_column(column, justify="left" if column in ("weights", "loss") else "right", no_wrap=True)
 
