@@ -1,0 +1,346 @@
+"""The fragments in configs/: any network, any noise and any method stack; a spanning set of the stacks is run.
+
+Of the thousands of triples not each is built, which would take many minutes. That each stacks follows from two tests:
+noises, methods and bounds set no key in common, so that none can undo another; and each network is built with a third
+of the methods, each method with a third of the networks, and the noises in turn.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from layouts import (
+    write_cifar10,
+    write_cifar100,
+    write_clothing1m,
+    write_imdb,
+    write_mnist,
+    write_own_images,
+    write_own_table,
+)
+
+import noisylightning.corrections
+import noisylightning.losses
+from noisylightning.cli import NoisyLightningCLI, main
+from noisylightning.data import IMDBDataModule
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+OLDER = {"cross_entropy", "forward_known", "forward_estimated", "backward_estimated"}  # whole runs, or IMDB's own
+NOISES = sorted(path.stem for path in (CONFIGS / "noise").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
+NEED_BOUNDS = {"unhinged", "sigmoid", "ramp"}
+TABLE_OF_THE_PAPER = {
+    "cross_entropy", "unhinged", "sigmoid", "savage", "bootstrap_soft", "bootstrap_hard", "backward_known",
+    "backward_estimated", "forward_known", "forward_estimated",
+}  # fmt: skip
+NETWORKS = [
+    "digits/mlp", "mnist/mlp", "fashion_mnist/mlp", "cifar10/resnet14", "cifar10/resnet32", "cifar100/resnet44",
+    "cifar10n/resnet34", "cifar100n/resnet34", "clothing1m/resnet50", "imdb/embedding", "imdb/lstm", "imdb/transformer",
+    "own_images/resnet14", "own_images/resnet18", "own_table/mlp",
+]  # fmt: skip
+CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar10n": 10, "cifar100": 100,
+           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "own_images": 2, "own_table": 3}  # fmt: skip
+INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "own_table": (3,)}
+NOISY_BY_THEMSELVES = {"cifar10n", "cifar100n", "clothing1m"}
+NO_FLIPS = {"fashion_mnist", "own_images", "own_table"}  # asymmetric noise needs flips={...} there
+
+
+@pytest.fixture(autouse=True)
+def bare_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["noisylightning"])  # Lightning warns of arguments given twice
+
+
+def stack(*fragments: str | None) -> list[str]:
+    return [f"--config={CONFIGS / fragment}.yaml" for fragment in fragments if fragment is not None]
+
+
+def keys_of(fragment: str) -> set[str]:
+    """The keys that a fragment sets, a class and its arguments being one."""
+
+    def walk(node: object, at: str) -> set[str]:
+        if not isinstance(node, dict) or ("class_path" in node and at not in ("data", "model")):
+            return {at}
+        return set().union(*(walk(value, f"{at}.{key}".lstrip(".")) for key, value in node.items()))
+
+    return walk(yaml.safe_load((CONFIGS / f"{fragment}.yaml").read_text()), "")
+
+
+def noises_of(data: str) -> list[str | None]:
+    if data in NOISY_BY_THEMSELVES:
+        return [None]
+    return [None, *(noise for noise in NOISES if data not in NO_FLIPS or not noise.startswith("asymmetric"))]
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    """Small data of every kind, each where its module looks for it."""
+    root = tmp_path_factory.mktemp("data")
+    for write in (write_mnist, write_cifar10, write_cifar100, write_imdb):
+        write(root)
+    write_mnist(root, "FashionMNIST")
+    for name, write in (("own", write_own_images), ("table", write_own_table), ("clothing1m", write_clothing1m)):
+        (root / name).mkdir()
+        write(root / name)
+    write_own_images(root / "two", classes=2)
+    return root
+
+
+def where(network: str, root: Path) -> list[str]:
+    """The arguments that a user gives too: where the data lies, and that no weights are to be downloaded."""
+    data = network.split("/")[0]
+    arguments = {
+        "digits": [],
+        "own_images": [f"--data.root={root}/two", f"--data.labels={root}/two/labels.csv"],
+        "own_table": [
+            f"--data.train_file={root}/table/train.csv",
+            f"--data.test_file={root}/table/test.csv",
+            "--model.backbone.in_features=3",
+            "--model.backbone.num_classes=3",
+        ],
+        "clothing1m": [f"--data.root={root}/clothing1m"],
+    }.get(data, [f"--data.data_dir={root}"])
+    downloads = "\n        weights:" in (CONFIGS / f"{network}.yaml").read_text()
+    return [*arguments, "--model.backbone.weights="] if downloads else arguments
+
+
+def test_every_network_is_listed_and_every_fragment_says_what_it_is():
+    folders = {name.split("/")[0] for name in NETWORKS}
+    assert folders == set(CLASSES)
+    found = {
+        f"{path.parent.name}/{path.stem}"
+        for folder in folders
+        for path in (CONFIGS / folder).glob("*.yaml")
+        if path.stem not in OLDER and "optimizer" in path.read_text()
+    }
+    assert found == set(NETWORKS)
+    for path in CONFIGS.rglob("*.yaml"):
+        assert path.read_text().startswith("# "), path
+
+
+def test_every_method_of_the_paper_and_every_loss_and_correction_since_has_a_fragment():
+    assert set(METHODS) >= TABLE_OF_THE_PAPER
+    text = "".join((CONFIGS / "methods" / f"{method}.yaml").read_text() for method in METHODS)
+    words = {word.split(".")[-1] for word in text.split()}
+    losses = set(noisylightning.losses.__all__) - {"Loss", "LikelihoodLoss", "CrossEntropy"}
+    corrections = {cls.__name__ for cls in noisylightning.corrections.Correction.__subclasses__()
+                   if cls.__module__.startswith("noisylightning.")}  # fmt: skip
+    assert losses | corrections <= words
+
+
+def test_noises_methods_and_bounds_set_no_key_in_common():
+    noise = set().union(*(keys_of(f"noise/{name}") for name in NOISES))
+    method = set().union(*(keys_of(f"methods/{name}") for name in METHODS))
+    bounds = set().union(
+        *(keys_of(str(path.relative_to(CONFIGS).with_suffix(""))) for path in CONFIGS.glob("*/bounded/*.yaml"))
+    )
+    assert noise == {"data.init_args.noise"}
+    assert method == {"model.init_args.correction", "trainer.callbacks+", "data.init_args.with_index"}
+    assert bounds == {"model.init_args.backbone"}
+
+
+def test_a_bounded_network_is_the_network_with_a_head():
+    bounded = sorted(CONFIGS.glob("*/bounded/*.yaml"))
+    assert len(bounded) == 11
+    for path in bounded:
+        head = yaml.safe_load(path.read_text())["model"]["init_args"]["backbone"]
+        network = yaml.safe_load((path.parents[1] / path.name).read_text())["model"]["init_args"]["backbone"]
+        assert head["class_path"] == "BatchNormHead"
+        assert head["init_args"]["backbone"] == network
+        assert head["init_args"]["num_classes"] == network["init_args"]["num_classes"]
+
+
+@pytest.fixture(scope="module")
+def parser():
+    """The command's parser, which takes longest to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["noisylightning"])
+        cli = NoisyLightningCLI(
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            run=False,
+            args=[*stack("digits/mlp"), "--trainer.accelerator=cpu"],
+        )
+    return cli.parser
+
+
+def check_method(method: str, built) -> None:
+    """The correction is the one that the method's name says."""
+    correction = type(built.model.correction).__name__
+    callbacks = [type(callback).__name__ for callback in built.trainer.callbacks]
+    assert callbacks[:2] == ["ModelCheckpoint", "ModelCheckpoint"]
+    family, _, source = method.rpartition("_")
+    if source in ("known", "estimated"):
+        assert correction == {"importance_reweighting": "ImportanceReweighting"}.get(
+            family, f"{family.title()}Correction"
+        )
+        added = {"known": "KnownTransitionCallback", "estimated": "EstimateTransitionCallback"}[source]
+        assert callbacks[2:] == [added]
+    else:
+        assert correction == "NoCorrection"
+        assert callbacks[2:] == []
+        assert (type(built.model.correction.loss).__name__ == "CrossEntropy") == (method == "cross_entropy")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_methods_and_noises_are_built_together(network, parser, data_folder):
+    data = network.split("/")[0]
+    noises = noises_of(data)
+    bounded = network.replace("/", "/bounded/")
+    has_bounds = (CONFIGS / f"{bounded}.yaml").exists()
+    for i, method in enumerate(METHODS[NETWORKS.index(network) % 3 :: 3]):
+        noise = noises[(i + NETWORKS.index(network)) % len(noises)]
+        bounds = bounded if method in NEED_BOUNDS and has_bounds else None
+        arguments = where(network, data_folder)
+        if method.endswith("estimated"):
+            arguments.append("--trainer.callbacks.stage_one_epochs=1")
+        fragments = stack(network, bounds, noise and f"noise/{noise}", f"methods/{method}")
+        built = parser.instantiate_classes(parser.parse_args([*fragments, *arguments]))
+        check_method(method, built)
+        assert built.model.num_classes == CLASSES[data]
+        if data not in NOISY_BY_THEMSELVES:
+            asked = None if noise is None else float(noise.rpartition("_")[2])
+            assert (built.data.noise and built.data.noise.rate) == asked
+        assert built.data.with_index == (method == "early_learning_regularization")
+        assert (type(built.model.backbone).__name__ == "BatchNormHead") == (bounds is not None)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_maps_its_data_to_its_classes(network, parser, data_folder):
+    data = network.split("/")[0]
+    arguments = [*stack(network), *where(network, data_folder)]
+    built = parser.instantiate_classes(parser.parse_args(arguments))
+    built.model.eval()
+    inputs = torch.ones(1, 400, dtype=torch.long) if data == "imdb" else torch.zeros(1, *INPUTS.get(data, (3, 32, 32)))
+    assert built.model(inputs).shape == (1, CLASSES[data])
+    assert built.model.configure_optimizers()
+
+
+@pytest.mark.parametrize("labels", ["aggre", "random1", "random2", "random3", "worse"])
+def test_any_of_the_human_labels_is_chosen_by_a_fragment(labels, parser, data_folder):
+    fragments = stack("cifar10n/resnet34", f"cifar10n/{labels}", "methods/forward_known")
+    built = parser.instantiate_classes(parser.parse_args([*fragments, f"--data.data_dir={data_folder}"]))
+    assert built.data.noise.key.startswith(labels[:6])
+    assert built.data.noise.key.endswith(labels[-1] if labels.startswith("random") else "label")
+
+
+def test_a_stack_that_does_not_begin_with_the_network_stops(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for first in ("methods/forward_known", "noise/symmetric_0.2"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["fit", *stack(first, "digits/mlp")])
+        assert stopped.value.code not in (0, None)
+        assert not (tmp_path / "lightning_logs").exists()
+
+
+SMALLER = {  # networks, whose checkpoints would otherwise fill hundreds of megabytes
+    "cifar10n": ["--model.backbone=CIFARResNet", "--model.backbone.depth=8", "--model.backbone.num_classes=10"],
+    "cifar100n": ["--model.backbone=CIFARResNet", "--model.backbone.depth=8", "--model.backbone.num_classes=100"],
+    "clothing1m": ["--model.backbone.name=shufflenet_v2_x0_5", "--data.size=32", "--data.num_workers=0"],
+}
+RUNS = [
+    ("digits/mlp", "digits/bounded/mlp", "noise/symmetric_0.2", "methods/unhinged"),
+    ("digits/mlp", "noise/symmetric_0.2", "methods/importance_reweighting_estimated"),
+    ("mnist/mlp", "noise/asymmetric_0.6", "methods/forward_estimated"),
+    ("mnist/mlp", "methods/early_learning_regularization"),
+    ("fashion_mnist/mlp", "noise/pair_flip_0.2", "methods/bootstrap_hard"),
+    ("cifar10/resnet14", "noise/instance_dependent_0.2", "methods/nce_rce"),
+    ("cifar10/resnet14", "cifar10/confusion", "methods/forward_known"),
+    ("cifar10/resnet14", "cifar10/bounded/resnet14", "methods/sigmoid"),
+    ("cifar100/resnet44", "noise/asymmetric_0.2", "methods/generalized_cross_entropy"),
+    ("cifar10n/resnet34", "cifar10n/aggre", "methods/label_smoothing"),
+    ("cifar100n/resnet34", "methods/savage"),
+    ("imdb/embedding", "noise/asymmetric_0.4", "methods/backward_known"),
+    ("clothing1m/resnet50", "methods/bootstrap_soft"),
+    ("own_table/mlp", "noise/symmetric_0.2", "methods/forward_known"),
+]
+
+
+@pytest.mark.parametrize("fragments", RUNS, ids="+".join)
+def test_a_spanning_set_is_run_for_two_epochs(fragments, data_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(IMDBDataModule, "reviews_per_class", 8)
+    data = fragments[0].split("/")[0]
+    estimated = fragments[-1].endswith("estimated")
+    arguments = [
+        *stack(*fragments),
+        *where(fragments[0], data_folder),
+        "--data.batch_size=8",
+        "--data.val_fraction=0.25",
+        "--trainer.accelerator=cpu",
+        "--trainer.max_epochs=2",
+        "--trainer.limit_train_batches=1",
+        "--trainer.limit_val_batches=1",
+        "--trainer.limit_test_batches=1",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        "--trainer.log_every_n_steps=1",
+    ]
+    if data.startswith("cifar"):
+        arguments.append("--data.verify=false")  # these are not the published files
+    if fragments[1] == "cifar10/confusion":
+        arguments.append(f"--data.noise.path={data_folder}/cifar10n.npz")
+    arguments += SMALLER.get(data, [])
+    if estimated:
+        arguments.append("--trainer.callbacks.stage_one_epochs=1")
+    main(["fit", *arguments])
+    rows = summary_of(tmp_path)
+    assert len(rows) == (3 if estimated else 2)
+    assert all(row["test_accuracy"] is not None for row in rows)
+
+
+def summary_of(folder: Path) -> list[dict]:
+    (summary,) = folder.glob("lightning_logs/*/summary.json")
+    return json.loads(summary.read_text())
+
+
+def test_clothing1m_is_trained_in_three_phases(data_folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    recipe = yaml.safe_load((CONFIGS / "clothing1m/three_phases.yaml").read_text())
+    estimate, fine_tune = (callback["init_args"] for callback in recipe["trainer"]["callbacks+"])
+    assert 3 * estimate["stage_one_epochs"] == recipe["trainer"]["max_epochs"]
+    assert fine_tune["from_epoch"] == 2 * estimate["stage_one_epochs"]
+    recipe["trainer"]["max_epochs"], estimate["stage_one_epochs"], fine_tune["from_epoch"] = 3, 1, 2
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe))
+    main(
+        [
+            "fit",
+            *stack("clothing1m/resnet50"),
+            f"--config={tmp_path}/short.yaml",
+            *where("clothing1m/resnet50", data_folder),
+            *SMALLER["clothing1m"],
+            "--data.batch_size=8",
+            "--trainer.accelerator=cpu",
+            "--trainer.limit_train_batches=2",
+            "--trainer.limit_val_batches=1",
+            "--trainer.limit_test_batches=1",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.log_every_n_steps=1",
+        ]
+    )
+    assert len(summary_of(tmp_path)) == 3
+    phases = ("Stage one: ", "Stage two: ", "Fine-tuning: ")
+    assert [text.split(": ")[0] + ": " for text in caplog.messages if text.startswith(phases)] == list(phases)
+
+
+@pytest.mark.parametrize("method", [None, "methods/forward_estimated"])
+def test_a_folder_of_200_images_trains_by_one_command(method, data_folder, tmp_path, monkeypatch):
+    """Three ``--data.`` arguments; the others only make it short."""
+    monkeypatch.chdir(tmp_path)
+    own = data_folder / "two"
+    arguments = [
+        *stack("own_images/resnet14", method),
+        f"--data.root={own}",
+        f"--data.labels={own}/labels.csv",
+        f"--data.test_labels={own}/checked.csv",
+        "--trainer.accelerator=cpu",
+        "--trainer.max_epochs=2",
+        "--trainer.enable_progress_bar=false",
+    ]
+    main(["fit", *arguments, *(["--trainer.callbacks.stage_one_epochs=1"] if method else [])])
+    rows = summary_of(tmp_path)
+    assert len(rows) == (3 if method else 2)
+    assert all(row["test_accuracy"] is not None and row["val_accuracy"] is not None for row in rows)
