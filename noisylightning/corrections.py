@@ -201,7 +201,7 @@ class ForwardCorrection(Correction):
 
     Patrini et al. (2017), Theorem 2: for a proper composite loss, minimised under the noisy distribution by the clean
     posterior. For a loss of the label's likelihood alone, such as cross-entropy, it reads one column of T per sample;
-    for others, and soft targets, it needs all of ``p T``.
+    for others, and soft targets, it needs all of ``p T``. A loss of scores z gets the scores ``log(e^z T)``.
 
     Args:
         transition: T, a path, or a structured T; see :class:`Correction`.
@@ -244,6 +244,8 @@ class ForwardCorrection(Correction):
             values = loss.of_log_likelihood(label_log_likelihood(logits, labels, transition, self.floor))
         else:
             noisy_logits = noisy_log_posterior(logits, transition, floor=self.floor)
+            if loss.of_scores:  # log(e^z T): the scores' level, which the posterior forgets
+                noisy_logits = noisy_logits + logits.logsumexp(dim=1, keepdim=True)
             values = loss.values(noisy_logits, loss.weighted(labels), *index)
         return loss.reduce(values, labels, kept)
 

@@ -33,6 +33,8 @@ class Loss(nn.Module):
     """Proper composite with respect to softmax: minimised by the true posterior, so forward's theorem holds."""
     symmetric: bool = False
     """The sum of the entries of :meth:`vector` is constant, so that the loss by itself is robust to symmetric noise."""
+    of_scores: ClassVar[bool] = False
+    """Whether the loss sees the scores themselves, and not only ``softmax(logits)``, which a shift leaves alone."""
     needs_index: ClassVar[bool] = False
     """Whether the methods take the samples' positions in the data set as a further argument ``index``."""
 

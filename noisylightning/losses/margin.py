@@ -1,5 +1,7 @@
 """Losses of the margin of binary classification, carried to C outputs with targets 0 and 1."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from noisylightning.functional._reduction import log_softmax
@@ -28,6 +30,8 @@ class UnhingedLoss(Loss):
         tensor([[0.5000, 1.5000]])
     """
 
+    of_scores: ClassVar[bool] = True
+
     def vector(self, logits: Tensor) -> Tensor:
         """The loss for every label, shape ``(N, C, d1, ...)``."""
         return unhinged_loss(logits)
@@ -50,6 +54,8 @@ class SigmoidLoss(Loss):
         tensor([[0.5000, 0.2500]])
     """
 
+    of_scores: ClassVar[bool] = True
+
     def vector(self, logits: Tensor) -> Tensor:
         """The loss for every label, shape ``(N, C, d1, ...)``."""
         return sigmoid_loss(logits)
@@ -71,6 +77,8 @@ class RampLoss(Loss):
         >>> RampLoss().vector(torch.tensor([[-1.0, 0.5]]))
         tensor([[1.0000, 0.7500]])
     """
+
+    of_scores: ClassVar[bool] = True
 
     def vector(self, logits: Tensor) -> Tensor:
         """The loss for every label, shape ``(N, C, d1, ...)``."""

@@ -10,7 +10,6 @@ from noisylightning.corrections import BackwardCorrection, ForwardCorrection, Im
 from noisylightning.losses import EarlyLearningRegularization
 
 CORRECTIONS = [ForwardCorrection, BackwardCorrection, ImportanceReweighting]
-OF_SCORES = {"unhinged", "sigmoid", "ramp"}  # no functions of softmax(logits), which is all that forward hands on
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not proper composite")
 every_loss = pytest.mark.parametrize("name", LOSSES)
@@ -40,8 +39,6 @@ def value_and_slope(loss, logits, target):
 @every_correction
 @pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5, 0.0]], ids=["", "weighted"])
 def test_without_noise_it_is_the_base_loss(name, correction, weight):
-    if name in OF_SCORES and correction is ForwardCorrection:
-        pytest.skip("forward correction of a loss of scores is that of its log-probabilities")
     loss, identity = LOSSES[name](weight=weight).double(), torch.eye(CLASSES, dtype=torch.float64)
     corrected = under(correction, identity, LOSSES[name](weight=weight))
     for shape in [(6, CLASSES), (2, CLASSES, 3, 2)]:
