@@ -118,6 +118,21 @@ def test_epochs_end_stage_one(tmp_path):
     assert stage_of_epochs(tmp_path, EstimateTransitionCallback(2), max_epochs=5) == [1, 1, 2, 2, 2]
 
 
+def test_without_an_end_each_stage_is_as_long_as_the_fit_was(tmp_path):
+    callback = EstimateTransitionCallback()
+    assert stage_of_epochs(tmp_path, callback, max_epochs=2) == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="A fit without an end cannot be twice as long"):
+        trainer(tmp_path, [EstimateTransitionCallback()], max_epochs=-1).fit(classifier(), ToyData())
+
+
+def test_a_fit_counted_in_steps_is_doubled_in_steps(tmp_path):
+    callback = EstimateTransitionCallback(estimate_from="last")
+    run = trainer(tmp_path, [callback], max_epochs=-1, max_steps=8)
+    run.fit(classifier(), ToyData())
+    assert run.global_step == 16
+    assert callback.stage == 2
+
+
 def test_steps_end_stage_one_within_an_epoch(tmp_path):
     callback = EstimateTransitionCallback(stage_one_steps=8, estimate_from="last")  # six batches an epoch
     losses = []
@@ -390,7 +405,6 @@ def test_known_transition_is_handed_to_the_correction(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "stage one needs an end"),
         ({"stage_one_epochs": 0}, "stage_one_epochs must be at least 1, got 0"),
         ({"stage_one_steps": -1}, "stage_one_steps must be at least 1, got -1"),
         ({"stage_one_epochs": 1, "patience": 0}, "patience must be at least 1"),

@@ -68,6 +68,21 @@ def refuse_unsupported(trainer: Trainer) -> None:
 # Schedules
 
 
+def double_length(trainer: Trainer) -> tuple[int | None, int | None]:
+    """Give the fit twice its epochs and steps, and return the epochs and steps that it had; None is no limit."""
+    loop = trainer.fit_loop
+    epochs, steps = loop.max_epochs, loop.epoch_loop.max_steps
+    assert epochs is not None
+    if epochs == -1 and steps == -1:
+        raise ValueError(
+            "A fit without an end cannot be twice as long: give EstimateTransitionCallback stage_one_epochs or"
+            " stage_one_steps, or the trainer max_epochs or max_steps."
+        )
+    loop.max_epochs = epochs if epochs == -1 else 2 * epochs
+    loop.epoch_loop.max_steps = steps if steps == -1 else 2 * steps
+    return None if epochs == -1 else epochs, None if steps == -1 else steps
+
+
 def plan_schedules(trainer: Trainer) -> None:
     """Build optimizers, now and at each restart, as if a phase of the fit were a fit of its own.
 

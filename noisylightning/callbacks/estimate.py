@@ -36,7 +36,8 @@ class EstimateTransitionCallback(Callback):
     epochs with T-hat in the correction (Patrini et al., CVPR 2017).
 
     Stage one ends at the first of: ``stage_one_epochs``; ``stage_one_steps`` optimizer steps; ``patience`` validations
-    without a better ``monitor``; a request to stop from the trainer's own EarlyStopping.
+    without a better ``monitor``; a request to stop from the trainer's own EarlyStopping. With neither epochs nor steps
+    given, each stage is as long as the fit would have been, and the fit is twice as long.
 
     What T is estimated on: the data module's (or the module's) ``estimation_dataloader()``; the training data set where
     there is none, with a warning, since its augmentation stays on. In the trainer's log directory the callback leaves
@@ -48,7 +49,7 @@ class EstimateTransitionCallback(Callback):
     likes with T-hat there (it is called again when a fit resumes in stage two).
 
     Args:
-        stage_one_epochs: Epochs of stage one, below the trainer's ``max_epochs``.
+        stage_one_epochs: Epochs of stage one, below the trainer's ``max_epochs``, stage two's being the rest.
         stage_one_steps: Optimizer steps of stage one, which may end within an epoch.
         patience: Validations without improvement after which stage one ends early.
         estimator: Makes the estimator from the number of classes.
@@ -90,8 +91,6 @@ class EstimateTransitionCallback(Callback):
         loss_attribute: str = "correction",
         predict: _trainer.Predict = _first_two,
     ) -> None:
-        if stage_one_epochs is None and stage_one_steps is None:
-            raise ValueError("Give stage_one_epochs or stage_one_steps: stage one needs an end.")
         for name, value in (
             ("stage_one_epochs", stage_one_epochs),
             ("stage_one_steps", stage_one_steps),
@@ -128,6 +127,7 @@ class EstimateTransitionCallback(Callback):
         self._validations_since_best = 0
         self._stop_requested = False
         self._stage_two_span: tuple[int, int] | None = None
+        self._doubled: tuple[int | None, int | None] | None = None  # the length of each stage of a doubled fit
 
     # Beginning
 
@@ -136,6 +136,8 @@ class EstimateTransitionCallback(Callback):
         if stage != "fit":
             return
         _trainer.refuse_unsupported(trainer)
+        if self.stage_one_epochs is None and self.stage_one_steps is None and not _trainer.dev_batches(trainer):
+            self._doubled = self._doubled or _trainer.double_length(trainer)
         self._require_room_for_stage_two(trainer)
         if self.reinit == "fresh":
             if not callable(getattr(pl_module, "reset_weights", None)):
@@ -293,7 +295,7 @@ class EstimateTransitionCallback(Callback):
         """Return epochs and steps of stage one; a fast_dev_run of several batches is cut in two."""
         if _trainer.dev_batches(trainer):
             return None, max(1, _trainer.dev_batches(trainer) // 2)
-        return self.stage_one_epochs, self.stage_one_steps
+        return self._doubled or (self.stage_one_epochs, self.stage_one_steps)
 
     def _require_room_for_stage_two(self, trainer: Trainer) -> None:
         if _trainer.dev_batches(trainer):
