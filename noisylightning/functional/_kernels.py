@@ -93,7 +93,7 @@ class _LogLikelihood(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted
             exact = _exact(logits, labels, columns)
             return torch.autograd.grad(exact, logits, grad, create_graph=True)[0], None, None
-        return _scaled(difference, grad.neg().unsqueeze(1)), None, None
+        return difference * grad.neg().to(difference.dtype).unsqueeze(1), None, None
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
@@ -111,13 +111,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             exact = -_exact(logits, labels, columns).mean()
             return torch.autograd.grad(exact, logits, grad, create_graph=True)[0], None, None
-        return _scaled(difference, grad / len(labels)), None, None
-
-
-def _scaled(difference: Tensor, scale: Tensor) -> Tensor:
-    if difference.dtype == scale.dtype:
-        return difference * scale
-    return torch.mul(difference, scale, out=torch.empty_like(difference))  # half precision is widened on the way only
+        return difference * (grad / len(labels)), None, None
 
 
 def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor, slope: bool = True) -> tuple[Tensor, Tensor]:
@@ -134,23 +128,25 @@ def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor, slope: bool = Tr
 def _piece(
     logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(logits.dtype, torch.float32)
+    wide = logits.dtype if logits.dtype in SMALLEST_SUM else torch.float32
     p = torch.softmax(logits, 1, dtype=wide)
     r = columns.index_select(0, labels).to(wide).mul_(p)
     q = r.sum(1, keepdim=True)
-    if out is None:
-        out = p if wide == logits.dtype else torch.empty_like(logits)
-    if slope:
-        torch.addcmul(p, r, q.reciprocal(), value=-1, out=out)
+    difference = p
+    if slope and wide == logits.dtype:
+        difference = torch.addcdiv(p, r, q, value=-1, out=p if out is None else out)
+    elif slope:
+        p.addcdiv_(r, q, value=-1)
+        difference = p.to(logits.dtype) if out is None else out.copy_(p)
     if not len(q) or q.min().item() > SMALLEST_SUM[wide]:
-        return q.log_(), out
+        return q.log_(), difference
     small = (~(q > SMALLEST_SUM[wide])).squeeze(1).nonzero().squeeze(1)  # NaN is here too, and stays NaN
     with torch.enable_grad():
         some = logits[small].detach().requires_grad_()
         exact = _exact(some, labels[small], columns)
         if slope:
-            out[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()
-    return q.log_().index_copy_(0, small, exact.detach().unsqueeze(1)), out
+            difference[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()
+    return q.log_().index_copy_(0, small, exact.detach().unsqueeze(1)), difference
 
 
 def log_matmul(log_p: Tensor, matrix: Tensor) -> Tensor:
