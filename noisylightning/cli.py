@@ -22,8 +22,9 @@ class NoisyLightningCLI(LightningCLI):
     """LightningCLI that takes the number of classes from the data and closes a fit with a table."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data say how many classes there are."""
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        """Let the data say how many classes there are, to the model and to its network."""
+        for owner in ("model", "model.init_args.backbone"):
+            parser.link_arguments("data.num_classes", f"{owner}.init_args.num_classes", apply_on="instantiate")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -67,12 +67,12 @@ def write_images(root: Path, names: list[str]) -> None:
         Image.fromarray(random.integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(path)
 
 
-def write_own_images(root: Path, num: int = 200, classes: int = 3) -> None:
+def write_own_images(root: Path, num: int = 200) -> None:
     """A folder of images and two tables: ``num`` that train, with labels of any quality, and 20 that test."""
     for table, count in (("labels.csv", num), ("checked.csv", 20)):
         names = [f"{table[0]}{i}.png" for i in range(count)]
         write_images(root, names)
-        rows = [f"{name},{['ant', 'bee', 'cat', 'dog'][i % classes]}" for i, name in enumerate(names)]
+        rows = [f"{name},{['ant', 'bee', 'cat'][i % 3]}" for i, name in enumerate(names)]
         (root / table).write_text("\n".join(["image,label", *rows]) + "\n")
 
 

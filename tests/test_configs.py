@@ -41,7 +41,7 @@ NETWORKS = [
     "own_images/resnet14", "own_images/resnet18", "own_table/mlp",
 ]  # fmt: skip
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar10n": 10, "cifar100": 100,
-           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "own_images": 2, "own_table": 3}  # fmt: skip
+           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "own_images": 3, "own_table": 3}  # fmt: skip
 INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "own_table": (3,)}
 NOISY_BY_THEMSELVES = {"cifar10n", "cifar100n", "clothing1m"}
 NO_FLIPS = {"fashion_mnist", "own_images", "own_table"}  # asymmetric noise needs flips={...} there
@@ -83,7 +83,6 @@ def data_folder(tmp_path_factory):
     for name, write in (("own", write_own_images), ("table", write_own_table), ("clothing1m", write_clothing1m)):
         (root / name).mkdir()
         write(root / name)
-    write_own_images(root / "two", classes=2)
     return root
 
 
@@ -92,12 +91,11 @@ def where(network: str, root: Path) -> list[str]:
     data = network.split("/")[0]
     arguments = {
         "digits": [],
-        "own_images": [f"--data.root={root}/two", f"--data.labels={root}/two/labels.csv"],
+        "own_images": [f"--data.root={root}/own", f"--data.labels={root}/own/labels.csv"],
         "own_table": [
             f"--data.train_file={root}/table/train.csv",
             f"--data.test_file={root}/table/test.csv",
             "--model.backbone.in_features=3",
-            "--model.backbone.num_classes=3",
         ],
         "clothing1m": [f"--data.root={root}/clothing1m"],
     }.get(data, [f"--data.data_dir={root}"])
@@ -326,7 +324,7 @@ def test_clothing1m_is_trained_in_three_phases(data_folder, tmp_path, monkeypatc
 def test_a_folder_of_200_images_trains_by_one_command(method, tested, data_folder, tmp_path, monkeypatch):
     """Three ``--data.`` arguments; the others only make it short."""
     monkeypatch.chdir(tmp_path)
-    own = data_folder / "two"
+    own = data_folder / "own"
     arguments = [
         *stack("own_images/resnet14", method),
         f"--data.root={own}",

@@ -10,7 +10,9 @@ from noisylightning.estimators import AnchorEstimator
 from noisylightning.transition import relative_l1_error, symmetric
 
 
-def posterior(num_examples: int, num_classes: int, seed: int, sharpness: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+def posterior(
+    num_examples: int, num_classes: int, seed: int, sharpness: float = 3.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = sharpness * torch.randn(num_examples, num_classes, generator=generator)
     probs = logits.softmax(dim=1)
