@@ -29,3 +29,9 @@ def test_files_it_names_exist():
     text = README.read_text()
     for name in [*re.findall(r"(?:configs|benchmarks|docs)/[\w./-]+\.\w+", text), "CONTRIBUTING.md", "CHANGELOG.md"]:
         assert (README.parent / name).exists(), name
+
+
+@pytest.mark.parametrize("name", ["mnist", "imdb"])
+def test_its_figures_are_those_of_the_results(name):
+    table = (README.parent / "benchmarks" / "results" / f"{name}.md").read_text().strip()
+    assert table in README.read_text()
