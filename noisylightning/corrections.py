@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisylightning.functional._checks import check_inputs
+from noisylightning.functional._checks import check_inputs, check_transition
 from noisylightning.functional._kernels import LARGEST_EXPONENT
 from noisylightning.functional._reduction import log_softmax, pick
 from noisylightning.functional.backward import inverse_rows, invert_transition
@@ -146,9 +146,9 @@ class Correction(nn.Module):
             return self.forward(logits[None], target[None], index).reshape(())
         loss = self.loss
         labels, kept = loss.settle(logits, target)
-        num_classes = self.num_classes
-        if num_classes is not None and logits.shape[1] != num_classes:
-            raise ValueError(f"logits have {logits.shape[1]} classes but {type(self).__name__} is for {num_classes}.")
+        transition = self.transition
+        if transition is not None:
+            check_transition(transition, logits)
         extra = (index,) if loss.needs_index and index is not None else ()
         return self.corrected(logits, labels, kept, *extra)
 
