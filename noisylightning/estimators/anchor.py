@@ -98,13 +98,13 @@ class AnchorEstimator(TransitionEstimator):
         rows = []
         for i, count in enumerate(self.class_counts.tolist()):
             quantile = 1 - 0.3 * count / total if self.quantile == "auto" else float(self.quantile)  # type: ignore[arg-type]
-            column = probs[:, i]
+            column = probs[:, i].contiguous()
             threshold = column.kthvalue(math.ceil(quantile * (total - 1)) + 1).values
-            below = column < threshold
-            if not below.any():
+            best = torch.where(column < threshold, column, -1).max()
+            if best < 0:
                 raise ValueError(
                     f"AnchorEstimator finds no prediction for class {i} below its quantile {quantile:.4g} of {total}"
                     " examples: add examples, or pass a lower quantile or quantile=None."
                 )
-            rows.append(_best_row(probs[below], i))
+            rows.append(lexicographic_max(probs[column == best]))
         return torch.stack(rows)
