@@ -36,7 +36,8 @@ class SparseTransition(Transition):
         tensor([[0.7000, 0.3000, 0.0000, 0.0000]])
     """
 
-    inverse: "Columns | None"
+    inverse: "Columns | None"  # T^-1
+    inverse_by_rows: "Columns | None"  # T^-1 transposed
 
     def __init__(self, matrix: Tensor) -> None:
         if not isinstance(matrix, Tensor) or matrix.layout == torch.strided or not matrix.is_floating_point():
@@ -45,12 +46,15 @@ class SparseTransition(Transition):
             )
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"the transition matrix must be square, (C, C), got shape {tuple(matrix.shape)}.")
-        super().__init__(len(matrix))
         entries = matrix.to_sparse(layout=torch.sparse_coo).coalesce()
         clean, noisy = entries.indices()
-        self.columns = Columns(clean, noisy, entries.values(), self.num_classes)
+        self._hold(clean, noisy, entries.values(), len(matrix))
+
+    def _hold(self, clean: Tensor, noisy: Tensor, probability: Tensor, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.columns = Columns(clean, noisy, probability, num_classes)
         _check_rows(self.columns)
-        self.inverse = None
+        self.inverse = self.inverse_by_rows = None
         self.iterations = 0
 
     def log_likelihood(self, log_p: Tensor, target: Tensor) -> Tensor:
@@ -75,10 +79,10 @@ class SparseTransition(Transition):
     def inverse_rows(self, target: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: ``(M, C)``, ``dtype``."""
         soft = target.is_floating_point()
-        if self.inverse is not None:
+        if self.inverse is not None and self.inverse_by_rows is not None:
             if soft:
-                return self.inverse.right_multiplied(target.to(dtype))
-            index, value = self.inverse.of(target)
+                return self.inverse.left_multiplied(target.to(dtype))
+            index, value = self.inverse_by_rows.of(target)
             zeros = value.new_zeros(len(target), self.num_classes, dtype=dtype)
             return zeros.scatter_add(1, index, value.to(dtype))
         if not self.iterations:
@@ -100,12 +104,12 @@ class SparseTransition(Transition):
         Raises:
             ValueError: T is singular, its condition number past the bound, or a large group's diagonal not above 1/2.
         """
-        self.inverse = None
+        self.inverse = self.inverse_by_rows = None
         groups = self._groups()
         if int(groups.bincount().max()) <= LARGEST_GROUP:
             inverse = _invert_groups(self.columns, groups)
-            check_condition(inverse.largest_column_sum(), max_condition)
-            self.inverse = inverse
+            check_condition(inverse.largest_row_sum(), max_condition)
+            self.inverse, self.inverse_by_rows = inverse, inverse.transposed()
             return
         kept = self.columns.diagonal()
         if not kept.min() > 0.5:
@@ -123,7 +127,7 @@ class SparseTransition(Transition):
         """The largest absolute row sum of ``T^-1``; for a large group its bound ``1 / (2 min T_ii - 1)``."""
         groups = self._groups()
         if int(groups.bincount().max()) <= LARGEST_GROUP:
-            return _invert_groups(self.columns, groups).largest_column_sum()
+            return _invert_groups(self.columns, groups).largest_row_sum()
         kept = float(self.columns.diagonal().min())
         return 1 / (2 * kept - 1) if kept > 0.5 else math.inf
 
@@ -176,8 +180,7 @@ class BlockDiagonalTransition(SparseTransition):
         clean = torch.cat([group.repeat_interleave(len(group)) for group in labels])
         noisy = torch.cat([group.repeat(len(group)) for group in labels])
         probability = torch.cat([block.flatten() for block in blocks])
-        entries = torch.stack([clean, noisy])
-        super().__init__(torch.sparse_coo_tensor(entries, probability, (count, count), check_invariants=True))
+        self._hold(clean, noisy, probability, count)
 
 
 class Columns(nn.Module):
@@ -243,16 +246,13 @@ class Columns(nn.Module):
             self.index, columns, self.start[:-1], mode="sum", per_sample_weights=value
         ).t()
 
-    def right_multiplied(self, rows: Tensor) -> Tensor:
-        """``rows @ matrix.t()``, shape ``(M, size)``."""
-        entries, shape = torch.stack([self.index, self.key()]), (self.size, self.size)
-        matrix = torch.sparse_coo_tensor(entries, self.value.to(rows.dtype), shape, check_invariants=False)
-        with torch.autocast(rows.device.type, enabled=False):
-            return torch.sparse.mm(matrix, rows.t().contiguous()).t()
+    def transposed(self) -> "Columns":
+        """The transposed matrix; derived, so that no checkpoint keeps it."""
+        return Columns(self.key(), self.index, self.value, self.size, persistent=False)
 
-    def largest_column_sum(self) -> float:
-        """The largest sum of absolute values of a column; infinite where an entry is not finite."""
-        sums = self.value.new_zeros(self.size).index_add(0, self.key(), self.value.abs())
+    def largest_row_sum(self) -> float:
+        """The largest sum of absolute values of a row; infinite where an entry is not finite."""
+        sums = self.value.new_zeros(self.size).index_add(0, self.index, self.value.abs())
         return float(sums.max()) if bool(sums.isfinite().all()) else math.inf
 
 
@@ -278,7 +278,7 @@ def _check_rows(columns: Columns) -> None:
 
 
 def _invert_groups(columns: Columns, groups: Tensor) -> Columns:
-    """``T^-1``, transposed, so that its rows are columns: block by block, all blocks of one size at a time."""
+    """``T^-1``, block by block, all blocks of one size at a time."""
     sizes = groups.bincount()
     order = groups.argsort(stable=True)  # the classes, group by group
     first = nn.functional.pad(sizes.cumsum(0), (1, 0))[:-1]
@@ -297,6 +297,6 @@ def _invert_groups(columns: Columns, groups: Tensor) -> Columns:
         inverse, singular = torch.linalg.inv_ex(blocks)
         inverse[singular != 0] = torch.inf
         rows = classes.unsqueeze(2).expand_as(inverse)
-        found.append((rows.transpose(1, 2).flatten(), rows.flatten(), inverse.flatten()))
-    index, key, value = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Columns(index, key, value.to(columns.value.dtype), columns.size, persistent=False)
+        found.append((rows.flatten(), rows.transpose(1, 2).flatten(), inverse.flatten()))
+    row, column, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Columns(row, column, value.to(columns.value.dtype), columns.size, persistent=False)
