@@ -3,8 +3,8 @@
     python benchmarks/losses.py
 
 Forward plus backward on random logits. Each formula runs in turn with cross-entropy, step by step, so that whatever
-else the machine does falls on both alike; the ratio is that of their medians. Peak memory is what a step takes beyond its
-inputs, measured in a process of its own. ``softmax @ T`` is the formula in common use, ``-log(softmax(z) @ T)[y]``.
+else the machine does falls on both alike; the ratio is that of their medians. Peak memory is what a step takes beyond
+its inputs, measured in a process of its own. ``softmax @ T`` is the formula in common use, ``-log(softmax(z) @ T)[y]``.
 CUDA is measured too where there is one. Other work on the machine disturbs several threads more than one: then say
 ``--threads 1``. Writes ``benchmarks/results/losses.json`` and ``losses.md``.
 """
