@@ -208,7 +208,7 @@ class TimmModel(nn.Module):
 
 
 class HuggingFaceClassifier(nn.Module):
-    """Any text or image classifier of Hugging Face transformers (the extra ``transformers``).
+    """Any text or image classifier of Hugging Face transformers (the extra ``huggingface``).
 
     Args:
         name: Name on the hub, such as ``distilbert-base-uncased``, or a local folder with ``config.json`` and, for
@@ -244,7 +244,7 @@ class HuggingFaceClassifier(nn.Module):
             import transformers
         except ImportError as error:
             raise ImportError(
-                "HuggingFaceClassifier needs transformers: pip install 'noisylightning[transformers]'."
+                "HuggingFaceClassifier needs transformers: pip install 'noisylightning[huggingface]'."
             ) from error
         automatic = {
             "text": transformers.AutoModelForSequenceClassification,

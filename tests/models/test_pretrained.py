@@ -271,8 +271,10 @@ def test_hugging_face_refuses(text_folder, tmp_path):
 # --- the extras are optional ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("model", "library"), [(TimmModel, "timm"), (HuggingFaceClassifier, "transformers")])
-def test_missing_library_names_its_extra(monkeypatch, model, library):
+@pytest.mark.parametrize(
+    ("model", "library", "extra"), [(TimmModel, "timm", "timm"), (HuggingFaceClassifier, "transformers", "huggingface")]
+)
+def test_missing_library_names_its_extra(monkeypatch, model, library, extra):
     monkeypatch.setitem(__import__("sys").modules, library, None)
-    with pytest.raises(ImportError, match=rf"noisylightning\[{library}\]"):
+    with pytest.raises(ImportError, match=rf"noisylightning\[{extra}\]"):
         model("any", 2)
