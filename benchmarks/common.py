@@ -31,6 +31,7 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "settings": {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "MKL_", "MALLOC_"))},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
