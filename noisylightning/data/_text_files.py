@@ -51,6 +51,31 @@ def checked_text(text: Any, where: str) -> str:
     return text
 
 
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Read the lines of a list that are not blank, with their numbers from 1.
+
+    Args:
+        path: A UTF-8 file.
+
+    Returns:
+        Line numbers and lines.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not UTF-8 or has no line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no list {path}: correct the path.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it.") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty: fetch it again or correct the path.")
+    return lines
+
+
 def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read a table of CSV, TSV or JSON Lines, plain or compressed (``.gz``, ``.xz``), row by row.
 
@@ -103,6 +128,23 @@ def _json_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, text in enumerate(file, start=1):
         row = json.loads(text)
         yield line, row if isinstance(row, dict) else {}
+
+
+def names_of(labels: Sequence[str]) -> list[str]:
+    """The classes that labels name, in the order of their numbers.
+
+    Args:
+        labels: Class names or numbers, as text.
+
+    Returns:
+        Each of them once, numbers in the order of size, names in that of the alphabet.
+
+    Example:
+        >>> names_of(["10", "2", "2"]), names_of(["dog", "cat", ""])
+        (['2', '10'], ['cat', 'dog'])
+    """
+    names = {label.strip() for label in labels} - {""}
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
 
 def label_number(label: Any, class_names: Sequence[str], where: str) -> int:

@@ -1,31 +1,13 @@
 """Your own images: a folder and a table of labels, or a list of paths."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisylightning.data._text_files import label_number, read_records
+from noisylightning.data._text_files import label_number, names_of, read_lines, read_records
 from noisylightning.data.files import ImageFilesDataModule
-
-
-def names_of(labels: Sequence[str]) -> list[str]:
-    """The classes that labels name, in the order of their numbers.
-
-    Args:
-        labels: Class names or numbers, as text.
-
-    Returns:
-        Each of them once, numbers in the order of size, names in that of the alphabet.
-
-    Example:
-        >>> names_of(["10", "2", "2"]), names_of(["dog", "cat", ""])
-        (['2', '10'], ['cat', 'dog'])
-    """
-    names = {label.strip() for label in labels} - {""}
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
 
 class ImageFolderDataModule(ImageFilesDataModule):
@@ -166,28 +148,3 @@ class ImageListDataModule(ImageFilesDataModule):
             paths.append(root / (path if path.suffix else path.with_name(f"{path.name}.jpg")))
             labels.append(number[label])
         return paths, torch.tensor(labels, dtype=torch.int64)
-
-
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Read the lines of a list that are not blank, with their numbers from 1.
-
-    Args:
-        path: A UTF-8 file.
-
-    Returns:
-        Line numbers and lines.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not UTF-8 or has no line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no list {path}: correct the path.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it.") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} is empty: fetch it again or correct the path.")
-    return lines

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisylightning.data._text_files import label_number, read_records
+from noisylightning.data._text_files import label_number, names_of, read_records
 from noisylightning.data.base import NoisyDataModule
-from noisylightning.data.folder import names_of
 
 
 class TableDataModule(NoisyDataModule):

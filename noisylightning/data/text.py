@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from noisylightning._files import written_whole
-from noisylightning.data._text_files import checked_text, label_number, read_records
+from noisylightning.data._text_files import checked_text, label_number, names_of, read_records
 from noisylightning.data.base import NoisyDataModule
-from noisylightning.data.folder import names_of
 from noisylightning.data.text_encoder import TextEncoder
 
 Part: TypeAlias = Literal["train", "test"]

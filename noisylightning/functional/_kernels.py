@@ -43,7 +43,8 @@ def log_likelihood(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
     """The mean of ``-log (p T)_y``, in fewer steps; arguments as in :func:`log_likelihood`."""
-    if _is_plain(logits, labels, transition) and len(logits):
+    trained = logits.requires_grad and torch.is_grad_enabled()
+    if trained and _is_plain(logits, labels, transition) and len(logits):
         return _MeanCrossEntropy.apply(logits, labels, transition.t())
     return -log_likelihood(logits, labels, transition).mean()
 
@@ -154,8 +155,8 @@ def _piece(
     if not len(q) or q.min().item() > SMALLEST_SUM[wide]:
         return q.log_(), difference
     small = (~(q > SMALLEST_SUM[wide])).squeeze(1).nonzero().squeeze(1)  # NaN is here too, and stays NaN
-    with torch.enable_grad():
-        some = logits[small].detach().requires_grad_()
+    with torch.set_grad_enabled(slope):
+        some = logits[small].detach().requires_grad_(slope)
         exact = _exact(some, labels[small], columns)
         if slope:
             difference[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()

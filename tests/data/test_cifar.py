@@ -8,7 +8,8 @@ import torch
 
 from noisylightning.data import AsymmetricNoise, CIFAR10DataModule, CIFAR10NDataModule, CIFAR100DataModule
 from noisylightning.data.cifar import read_array_pickle
-from noisylightning.transition import cifar100_asymmetric
+from noisylightning.data.human import read_human_labels
+from noisylightning.transition import CIFAR100_SUPERCLASSES, cifar100_asymmetric
 
 REAL = Path(os.environ.get("NOISYLIGHTNING_DATA", "data"))
 needs_cifar = pytest.mark.skipif(
@@ -150,3 +151,24 @@ def test_real_cifar10_has_the_known_class_counts():
     assert torch.bincount(data.test_dataloader().dataset.labels).tolist() == [1000] * 10
     mean = torch.stack([batch[0].mean(dim=(0, 2, 3)) for batch in data.estimation_dataloader()]).mean(dim=0)
     assert mean.abs().max() < 0.01
+
+
+@pytest.mark.skipif(not (REAL / "cifar-100-python").is_dir(), reason="NOISYLIGHTNING_DATA has no cifar-100-python")
+def test_real_cifar100_has_the_known_class_counts():
+    data = CIFAR100DataModule(data_dir=REAL)
+    data.setup()
+    labels = torch.cat([batch[1] for batch in data.estimation_dataloader()])
+    assert torch.bincount(labels).tolist() == [500] * 100
+    assert torch.bincount(data.test_dataloader().dataset.labels).tolist() == [100] * 100
+
+
+@pytest.mark.skipif(not (REAL / "CIFAR-100_human.pt").is_file(), reason="NOISYLIGHTNING_DATA has no CIFAR-100_human.pt")
+def test_the_superclasses_are_those_of_the_published_labels():
+    published = read_human_labels(REAL / "CIFAR-100_human.pt")
+    names = CIFAR100DataModule.class_names
+    five = {}
+    for fine, coarse in zip(published["clean_label"].tolist(), published["clean_coarse_label"].tolist(), strict=True):
+        five.setdefault(coarse, set()).add(names[fine])
+    assert [five[coarse] for coarse in range(20)] == [
+        set(CIFAR100_SUPERCLASSES[name]) for name in CIFAR100_SUPERCLASSES
+    ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisylightning.data import DigitsDataModule, MNISTDataModule
+from noisylightning.data import DigitsDataModule, FashionMNISTDataModule, MNISTDataModule
 
 REAL = Path(os.environ.get("NOISYLIGHTNING_DATA", "data"))
 needs_mnist = pytest.mark.skipif(
@@ -82,6 +82,19 @@ def test_real_mnist_has_the_known_class_counts():
     images = next(iter(data.estimation_dataloader()))[0]
     assert images.shape == (128, 1, 28, 28)
     assert abs(images.mean()) < 0.05
+
+
+@pytest.mark.skipif(not (REAL / "FashionMNIST" / "raw").is_dir(), reason="NOISYLIGHTNING_DATA has no FashionMNIST/raw")
+def test_real_fashion_mnist_has_the_known_class_counts():
+    data = FashionMNISTDataModule(data_dir=REAL)
+    data.setup()
+    labels = torch.cat([batch[1] for batch in data.estimation_dataloader()])
+    assert torch.bincount(labels).tolist() == [6000] * 10
+    test = torch.cat([batch[1] for batch in data.test_dataloader()])
+    assert torch.bincount(test).tolist() == [1000] * 10
+    images = torch.cat([batch[0] for batch in data.estimation_dataloader()])
+    assert abs(images.mean()) < 0.01
+    assert images.std() == pytest.approx(1, abs=0.01)
 
 
 def test_digits_hold_every_image_once():

@@ -214,6 +214,21 @@ def test_exact_where_probabilities_underflow(dtype, requires_grad):
         torch.testing.assert_close(logits.grad.double(), slope, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_exact_where_probabilities_underflow_and_no_gradient_is_wanted(mode, reduction):
+    transition = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    with mode():
+        logits = torch.tensor([[1e4, 0.0], [0.0, -1e4]]) @ torch.eye(2)  # made in that mode, as a network's are
+        values = forward_cross_entropy(logits, torch.tensor([1, 0]), torch.eye(2), reduction=reduction)
+        corrected = forward_cross_entropy(logits, torch.tensor([1, 0]), transition, reduction=reduction)
+    expected, expected_corrected = torch.tensor([1e4, 0.0]), -torch.tensor([0.1, 0.9]).log()
+    if reduction == "mean":
+        expected, expected_corrected = expected.mean(), expected_corrected.mean()
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(corrected, expected_corrected)
+
+
 def test_the_posterior_is_exact_where_the_product_underflows():
     transition = random_transition(4, seed=3)
     rows = torch.tensor(list(itertools.product([-1e4, 0.0, 1e4], repeat=4)), requires_grad=True)
