@@ -163,25 +163,6 @@ def test_a_compiled_module_goes_through_both_stages(tmp_path):
     assert callback.stage == 2
 
 
-def test_the_precision_state_begins_again(tmp_path):
-    """A stand-in for 16-bit's gradient scaler, which lives on a GPU."""
-    callback = EstimateTransitionCallback(2)
-    run = trainer(tmp_path, [callback], max_epochs=3)
-    plugin, seen = run.precision_plugin, []
-    scale = {"scale": 65536.0}
-    plugin.state_dict = lambda: dict(scale)
-    plugin.load_state_dict = scale.update
-
-    class Spy(Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            scale["scale"] /= 2
-            seen.append(scale["scale"])
-
-    run.callbacks.append(Spy())
-    run.fit(classifier(), ToyData())
-    assert seen == [32768.0, 16384.0, 32768.0]
-
-
 def test_it_works_inside_the_other_lightning(tmp_path):
     """`lightning.pytorch` has classes of its own under the same names."""
 
