@@ -123,6 +123,31 @@ def test_batch_statistics_begin_again_and_are_left_alone_by_the_estimation(tmp_p
     assert counts == [*range(6), *range(6)]
 
 
+def test_state_that_is_no_tensor_begins_again_too(tmp_path):
+    class Counting(nn.Linear):
+        count = 0
+
+        def get_extra_state(self):
+            return {"count": self.count}
+
+        def set_extra_state(self, state):
+            self.count = state["count"]
+
+        def forward(self, inputs):
+            self.count += self.training
+            return super().forward(inputs)
+
+    counts = []
+
+    class Spy(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            counts.append(pl_module.backbone.count)
+
+    model = NoisyLabelClassifier(Counting(5, CLASSES), ForwardCorrection(num_classes=CLASSES))
+    trainer(tmp_path, [EstimateTransitionCallback(1), Spy()], max_epochs=2).fit(model, ToyData())
+    assert counts == [*range(6), *range(6)]
+
+
 def test_frozen_submodules_stay_as_they_were(tmp_path):
     """The estimation pass gives each submodule its own training flag back."""
 

@@ -184,12 +184,26 @@ def _peers(trainer: Trainer) -> list[Any]:
     return [peer for peer in callbacks(trainer) if _is_a(peer, judges)]
 
 
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
+def snapshot(module: nn.Module) -> dict[str, Any]:
     """Copy a module's state to the CPU."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+    return {
+        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else deepcopy(value)
+        for name, value in module.state_dict().items()
+    }
 
 
-def judged_weights(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
+def share_buffers(trainer: Trainer, module: nn.Module) -> None:
+    """Give every process rank 0's buffers, as checkpoints hold them.
+
+    Between two forward passes of DDP each process has batch statistics of its own.
+    """
+    if trainer.world_size > 1:
+        parameters = {name for name, _ in module.named_parameters()}
+        buffers = {name: value for name, value in snapshot(module).items() if name not in parameters}
+        module.load_state_dict(trainer.strategy.broadcast(buffers), strict=False)
+
+
+def judged_weights(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Copy the weights that validation judges: the average where WeightAveraging keeps one."""
     for callback in callbacks(trainer):
         if _is_a(callback, {"WeightAveraging"}):
