@@ -40,11 +40,13 @@ from noisylightning.callbacks import _trainer
         {"check_val_every_n_epoch": 2},
         {"val_check_interval": 0.5},
         {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"precision": "64-true"},
         {"max_steps": 20, "max_epochs": -1},
         {"enable_progress_bar": True},
         {"detect_anomaly": True},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: "-".join(map(str, next(iter(options.items())))),
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_trainer_options_go_through_both_stages(tmp_path, options):
@@ -179,6 +181,31 @@ def test_augmentation_by_transfer_hooks_stays_out_of_the_estimation(tmp_path):
     model = Hooked(backbone(), ForwardCorrection(num_classes=CLASSES))
     trainer(tmp_path, [callback], max_epochs=2, limit_val_batches=0).fit(model, ToyData())
     assert flags == [(True, 1)] * 6 + [(False, 1)] * 6 + [(True, 2)] * 6
+
+
+@pytest.mark.parametrize("owner", ["module", "data"])
+@pytest.mark.parametrize("hook", ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"])
+@pytest.mark.filterwarnings("ignore:You have overridden")
+def test_batches_are_brought_to_the_network_as_in_training(tmp_path, owner, hook):
+    """The loader's inputs are of a form that the network cannot take before the hook."""
+
+    class Folded(ToyData):
+        def __init__(self):
+            super().__init__()
+            for part in (self.train, self.val):
+                part.tensors = (part.tensors[0].unsqueeze(2), part.tensors[1])
+
+    def unfold(self, batch, *args):
+        return batch[0].squeeze(2), batch[1]
+
+    callback, model, data = EstimateTransitionCallback(1), classifier(), Folded()
+    target = type(model) if owner == "module" else Folded
+    kind = type("Hooked", (target,), {hook: unfold})
+    (model if owner == "module" else data).__class__ = kind
+    plain, other = EstimateTransitionCallback(1), tmp_path / "plain"
+    trainer(tmp_path, [callback], max_epochs=2).fit(model, data)
+    trainer(other, [plain], max_epochs=2).fit(classifier(), ToyData())
+    assert torch.equal(callback.transition, plain.transition)
 
 
 def test_a_compiled_module_goes_through_both_stages(tmp_path):

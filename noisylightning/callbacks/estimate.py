@@ -212,8 +212,6 @@ class EstimateTransitionCallback(Callback):
         """Keep what stage two will begin from: the weights are on every process, and nothing is trained yet."""
         if self._seed is None:
             self._seed = trainer.strategy.broadcast(torch.initial_seed())
-        if self.correction is not None:
-            self.correction.to(pl_module.device)
         if self.stage == 1 and self._first is None:
             self._first = {"weights": _trainer.snapshot(pl_module), **_trainer.first_state(trainer)}
         elif self.stage == 2:
