@@ -85,7 +85,7 @@ class _LogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
-        log_q, ctx.difference = _in_pieces(logits, labels, columns, slope=ctx.needs_input_grad[0])
+        log_q, ctx.difference = _in_pieces(logits, labels, columns)
         ctx.save_for_backward(logits, labels, columns)
         return log_q.squeeze(1)
 
@@ -104,7 +104,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
-        log_q, ctx.difference = _in_pieces(logits, labels, columns, slope=ctx.needs_input_grad[0])
+        log_q, ctx.difference = _in_pieces(logits, labels, columns)
         ctx.save_for_backward(logits, labels, columns)
         return log_q.mean().neg_()
 
