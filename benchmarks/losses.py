@@ -5,6 +5,8 @@
 Forward plus backward on random logits. Each formula runs in turn with cross-entropy, step by step, so that whatever
 else the machine does falls on both alike; the ratio is that of their medians. Peak memory is what a step takes beyond
 its inputs, measured in a process of its own. ``softmax @ T`` is the formula in common use, ``-log(softmax(z) @ T)[y]``.
+On Linux the C library is told to keep freed memory: else what is measured is how often it gives a buffer back to the
+system and has it zeroed again, which hangs on what ran before. The settings are in the result.
 CUDA is measured too where there is one. Other work on the machine disturbs several threads more than one: then say
 ``--threads 1``. Writes ``benchmarks/results/losses.json`` and ``losses.md``.
 """
@@ -36,6 +38,7 @@ SHAPES = [(10, 128), (10, 65536), (100, 128), (100, 8192), (1000, 128), (1000, 1
 SPARSE = 100_000  # classes from which T has 20 entries a row instead of all
 DTYPES = ["float32", "bfloat16"]
 MEMORY_ENTRIES = 2**23  # logits in the memory measurement: buffers that the allocator takes from the system and returns
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**28)}
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 
@@ -143,7 +146,8 @@ def resident(field: str) -> int:
 def memory_of(classes: int, dtype: str, device: str, name: str) -> int:
     """:func:`measure_memory`, in a process that returns freed memory to the system at once."""
     task = json.dumps([classes, dtype, device, name])
-    settings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    settings = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
+    settings["MALLOC_MMAP_THRESHOLD_"] = "65536"
     command = [sys.executable, __file__, "--memory", task]
     return int(subprocess.run(command, env=settings, check=True, capture_output=True, text=True).stdout)
 
@@ -160,6 +164,8 @@ def main() -> None:
     if arguments.memory:
         print(measure_memory(*json.loads(arguments.memory)))
         return
+    if not KEEP_MEMORY.items() <= os.environ.items():  # read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []

@@ -131,7 +131,7 @@ class Correction(nn.Module):
         Args:
             logits: Scores, shape ``(C,)`` or ``(N, C, d1, ...)``; ``softmax(logits)`` is p(clean | x).
             target: Noisy labels: class indices ``()`` or ``(N, d1, ...)``, or probabilities shaped as ``logits``.
-            index: Positions of the samples in the data set, shape ``(N,)``, for a base loss that asks for them.
+            index: Positions of the samples in the data set, shape ``()`` or ``(N,)``: for a base loss that asks.
 
         Returns:
             A scalar, or one value per target for ``reduction="none"``.
@@ -143,7 +143,7 @@ class Correction(nn.Module):
         """
         if logits.ndim == 1:
             check_inputs(logits, target)
-            return self.forward(logits[None], target[None], index).reshape(())
+            return self.forward(logits[None], target[None], None if index is None else index.reshape(-1)).reshape(())
         loss = self.loss
         labels, kept = loss.settle(logits, target)
         transition = self.transition

@@ -106,7 +106,8 @@ class Loss(nn.Module):
         Args:
             logits: Scores, shape ``(C,)`` or ``(N, C, d1, ...)``.
             target: Class indices, shape ``()`` or ``(N, d1, ...)``, or probabilities, shaped as ``logits``.
-            *index: Positions of the samples in the data set, shape ``(N,)``, for a loss that :attr:`needs_index`.
+            *index: Positions of the samples in the data set, shape ``()`` or ``(N,)``, for a loss that
+                :attr:`needs_index`.
 
         Returns:
             A scalar, or one value per target for ``reduction="none"``.
@@ -117,7 +118,7 @@ class Loss(nn.Module):
         """
         if logits.ndim == 1:
             check_inputs(logits, target)
-            return self.forward(logits[None], target[None], *index).reshape(())
+            return self.forward(logits[None], target[None], *(position.reshape(-1) for position in index)).reshape(())
         labels, kept = self.settle(logits, target)
         return self.reduce(self.values(logits, self.weighted(labels), *index), labels, kept)
 

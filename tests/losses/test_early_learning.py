@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from noisylightning.corrections import ForwardCorrection, NoCorrection
 from noisylightning.losses import EarlyLearningRegularization
 
 SAMPLES, CLASSES = 12, 3
@@ -45,6 +46,17 @@ def test_several_epochs_agree_with_numpy():
             expected.append(-np.log(row[label]) + 7 * np.log(1 - inner))
         assert loss(logits, target, index).item() == pytest.approx(np.mean(expected), rel=1e-12)
     np.testing.assert_allclose(loss.average.numpy(), average, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:EarlyLearningRegularization is not proper")
+@pytest.mark.parametrize("correct", [NoCorrection, ForwardCorrection])
+def test_one_sample_without_a_batch_is_a_batch_of_one(correct):
+    alone, batched = (correct(torch.eye(CLASSES, dtype=torch.float64), loss=make()) for _ in range(2))
+    logits, target, index = next(batches(1))
+    value = alone(logits[0], target[0], index[0])
+    torch.testing.assert_close(value, batched(logits[:1], target[:1], index[:1]))
+    torch.testing.assert_close(make()(logits[0], target[0], index[0]), make()(logits[:1], target[:1], index[:1]))
+    torch.testing.assert_close(alone.loss.average, batched.loss.average)
 
 
 def test_no_gradient_reaches_the_average():
