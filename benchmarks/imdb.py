@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "imdb.json")
     arguments = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    torch.set_flush_denormal(True)  # Adagrad squares gradients that are tiny already, on which processors are slow
 
     content: dict[str, Any] = {
         "environment": environment(),

@@ -6,7 +6,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from synchronized_norm import SynchronizeNorms
 from toy import CLASSES, ToyData, adam, classifier, trainer
 
 from noisylightning import EstimateTransitionCallback
@@ -25,24 +26,46 @@ class Recorder:
         return (logits * float("nan") if module.global_rank == self.rank_that_fails else logits), batch[1]
 
 
+class BatchStatistics(Callback):
+    """Keeps what the batch norm holds before each epoch's first batch, and the name of its class."""
+
+    def __init__(self) -> None:
+        self.means: list[torch.Tensor] = []
+        self.layer = ""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 0:
+            layer = pl_module.backbone[1]
+            self.layer = type(layer).__name__
+            self.means.append(layer.running_mean.clone())
+
+
 def main() -> None:
     spec = json.loads(sys.argv[1])
     folder = Path(spec["folder"])
     warnings.simplefilter("ignore")
     recorder = Recorder(spec.get("rank_that_fails"))
-    callback = EstimateTransitionCallback(stage_one_epochs=2, predict=recorder)
+    callback = EstimateTransitionCallback(
+        stage_one_epochs=2, estimate_from=spec.get("estimate_from", "best"), predict=recorder
+    )
     every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
+    norm = spec.get("norm")  # None, "batch" or "synchronized"
+    statistics = BatchStatistics()
     run = trainer(
         folder,
-        [callback, every],
+        [callback, every, *([statistics] if norm else [])],
         max_epochs=4,
         enable_checkpointing=True,
         devices=spec.get("devices", 2),
         num_nodes=spec.get("num_nodes", 1),
         strategy=spec.get("strategy", "ddp"),
+        limit_val_batches=spec.get("limit_val_batches"),
+        plugins=[SynchronizeNorms()] if norm == "synchronized" else None,
     )
     torch.manual_seed(0)
     model = classifier(seed=run.global_rank, dropout=0.3, optimizer=adam)  # ranks that disagree at first
+    if norm:
+        model.backbone.insert(1, torch.nn.BatchNorm1d(16))
     run.fit(model, ToyData(num_train=spec.get("num_train", 97)), ckpt_path=spec.get("ckpt_path"), weights_only=True)
     seen = torch.cat(recorder.inputs) if recorder.inputs else torch.empty(0)
     torch.save(
@@ -51,6 +74,9 @@ def main() -> None:
             "transition": model.correction.transition,
             "callback": callback.transition,
             "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]),
+            "statistics": torch.stack(statistics.means) if norm else torch.empty(0),
+            "state": model.state_dict(),
+            "layer": statistics.layer,
         },
         folder / f"rank{run.global_rank}.pt",
     )

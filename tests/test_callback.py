@@ -21,6 +21,7 @@ from noisylightning import (
     KnownTransitionCallback,
     NoCorrection,
 )
+from noisylightning.callbacks._attach import attach
 
 
 def weights(module: nn.Module) -> torch.Tensor:
@@ -284,6 +285,17 @@ def test_a_foreign_module_is_corrected_at_its_loss_attribute(tmp_path):
     # Its checkpoints load into the module as its author wrote it.
     plain = ForeignClassifier()
     plain.load_state_dict(torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"])
+
+
+def test_the_attached_correction_is_where_the_logits_are():
+    """The trainer moves the module to the GPU, and back after the fit; ``meta`` stands in for it."""
+    model, correction = ForeignClassifier(), ForwardCorrection(TRUE)
+    attach(correction, model, "criterion")
+    assert model.criterion(torch.zeros(2, CLASSES), torch.tensor([0, 1])).device.type == "cpu"
+    logits, labels = torch.zeros(2, CLASSES, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):  # it has no values
+        model.criterion(logits, labels)
+    assert correction.transition.is_meta
 
 
 def test_a_foreign_module_may_take_the_transition_by_a_hook(tmp_path):

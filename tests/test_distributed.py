@@ -75,6 +75,49 @@ def test_two_processes_resume_bit_for_bit(finished, tmp_path, epoch):
         assert torch.equal(before["transition"], after["transition"])
 
 
+NORMED = {"num_train": 101, "estimate_from": "last", "limit_val_batches": 0}  # validation would let the ranks agree
+
+
+@pytest.fixture(scope="module", params=["batch", "synchronized"])
+def normed(request, tmp_path_factory) -> tuple[str, Path]:
+    """A fit with batch norm: of each process's own batches, or over all processes, as by ``sync_batchnorm=True``."""
+    folder = tmp_path_factory.mktemp(request.param)
+    fit(folder, norm=request.param, **NORMED)
+    return request.param, folder
+
+
+def test_batch_statistics_begin_again_on_every_rank(normed):
+    norm, folder = normed
+    for rank in ranks(folder):
+        assert rank["layer"] == {"batch": "BatchNorm1d", "synchronized": "SynchronizedNorm"}[norm]
+        epochs = rank["statistics"].abs().sum(dim=1)
+        assert epochs[0] == epochs[2] == 0
+        assert bool((epochs[[1, 3]] > 0).all())
+
+
+def test_ranks_estimate_with_the_same_batch_statistics(normed):
+    """Those of rank 0, which its checkpoint holds: under plain DDP each rank has its own between two steps."""
+    norm, folder = normed
+    zero, one = ranks(folder)
+    assert torch.equal(zero["transition"], one["transition"])
+    means = [rank["statistics"][1] for rank in (zero, one)]
+    assert torch.equal(*means) == (norm == "synchronized")
+    model = classifier()
+    model.backbone.insert(1, torch.nn.BatchNorm1d(16))
+    model.load_state_dict(torch.load(folder / "stage_one.ckpt", weights_only=True)["state_dict"])
+    expected = estimate_by_hand(model, ToyData(num_train=101))
+    torch.testing.assert_close(zero["transition"], expected, atol=1e-6, rtol=0)
+
+
+def test_batch_statistics_resume_bit_for_bit(normed, tmp_path):
+    norm, folder = normed
+    fit(tmp_path, norm=norm, **NORMED, ckpt_path=str(folder / "every" / "epoch=0.ckpt"))
+    for before, after in zip(ranks(folder), ranks(tmp_path), strict=True):
+        assert torch.equal(before["weights"], after["weights"])
+        assert torch.equal(before["transition"], after["transition"])
+        assert all(torch.equal(value, after["state"][name]) for name, value in before["state"].items())
+
+
 def test_an_error_on_one_rank_ends_all(tmp_path):
     said = fit(tmp_path, check=False, rank_that_fails=1)
     assert "NaN or infinite predictions" in said

@@ -40,11 +40,13 @@ from noisylightning.callbacks import _trainer
         {"check_val_every_n_epoch": 2},
         {"val_check_interval": 0.5},
         {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"precision": "64-true"},
         {"max_steps": 20, "max_epochs": -1},
         {"enable_progress_bar": True},
         {"detect_anomaly": True},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: "-".join(map(str, next(iter(options.items())))),
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_trainer_options_go_through_both_stages(tmp_path, options):
@@ -123,6 +125,31 @@ def test_batch_statistics_begin_again_and_are_left_alone_by_the_estimation(tmp_p
     assert counts == [*range(6), *range(6)]
 
 
+def test_state_that_is_no_tensor_begins_again_too(tmp_path):
+    class Counting(nn.Linear):
+        count = 0
+
+        def get_extra_state(self):
+            return {"count": self.count}
+
+        def set_extra_state(self, state):
+            self.count = state["count"]
+
+        def forward(self, inputs):
+            self.count += self.training
+            return super().forward(inputs)
+
+    counts = []
+
+    class Spy(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            counts.append(pl_module.backbone.count)
+
+    model = NoisyLabelClassifier(Counting(5, CLASSES), ForwardCorrection(num_classes=CLASSES))
+    trainer(tmp_path, [EstimateTransitionCallback(1), Spy()], max_epochs=2).fit(model, ToyData())
+    assert counts == [*range(6), *range(6)]
+
+
 def test_frozen_submodules_stay_as_they_were(tmp_path):
     """The estimation pass gives each submodule its own training flag back."""
 
@@ -156,30 +183,36 @@ def test_augmentation_by_transfer_hooks_stays_out_of_the_estimation(tmp_path):
     assert flags == [(True, 1)] * 6 + [(False, 1)] * 6 + [(True, 2)] * 6
 
 
+@pytest.mark.parametrize("owner", ["module", "data"])
+@pytest.mark.parametrize("hook", ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"])
+@pytest.mark.filterwarnings("ignore:You have overridden")
+def test_batches_are_brought_to_the_network_as_in_training(tmp_path, owner, hook):
+    """The loader's inputs are of a form that the network cannot take before the hook."""
+
+    class Folded(ToyData):
+        def __init__(self):
+            super().__init__()
+            for part in (self.train, self.val):
+                part.tensors = (part.tensors[0].unsqueeze(2), part.tensors[1])
+
+    def unfold(self, batch, *args):
+        return batch[0].squeeze(2), batch[1]
+
+    callback, model, data = EstimateTransitionCallback(1), classifier(), Folded()
+    target = type(model) if owner == "module" else Folded
+    kind = type("Hooked", (target,), {hook: unfold})
+    (model if owner == "module" else data).__class__ = kind
+    plain, other = EstimateTransitionCallback(1), tmp_path / "plain"
+    trainer(tmp_path, [callback], max_epochs=2).fit(model, data)
+    trainer(other, [plain], max_epochs=2).fit(classifier(), ToyData())
+    assert torch.equal(callback.transition, plain.transition)
+
+
 def test_a_compiled_module_goes_through_both_stages(tmp_path):
     callback = EstimateTransitionCallback(1)
     model = torch.compile(classifier(), backend="eager")
     trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
     assert callback.stage == 2
-
-
-def test_the_precision_state_begins_again(tmp_path):
-    """A stand-in for 16-bit's gradient scaler, which lives on a GPU."""
-    callback = EstimateTransitionCallback(2)
-    run = trainer(tmp_path, [callback], max_epochs=3)
-    plugin, seen = run.precision_plugin, []
-    scale = {"scale": 65536.0}
-    plugin.state_dict = lambda: dict(scale)
-    plugin.load_state_dict = scale.update
-
-    class Spy(Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            scale["scale"] /= 2
-            seen.append(scale["scale"])
-
-    run.callbacks.append(Spy())
-    run.fit(classifier(), ToyData())
-    assert seen == [32768.0, 16384.0, 32768.0]
 
 
 def test_it_works_inside_the_other_lightning(tmp_path):

@@ -219,6 +219,23 @@ def test_the_trainer_can_pass_for_one_that_validates(tmp_path):
     assert seen == [(False, True), (True, False)]
 
 
+def test_transfer_hooks_that_nobody_wrote_do_nothing_but_move(tmp_path):
+    seen = {}
+
+    def look(trainer, module):
+        batch = [torch.zeros(2), {"labels": torch.ones(2)}]
+        seen["before"] = module._on_before_batch_transfer(batch) is batch
+        moved = trainer.strategy.batch_to_device(batch)
+        seen["moved"] = moved[0] is batch[0] and moved[1]["labels"] is batch[1]["labels"]
+        seen["converted"] = trainer.precision_plugin.convert_input(batch) is batch
+        for owner, base in ((module, "DataHooks"), (trainer.datamodule, "DataHooks"), (trainer.strategy, "Strategy")):
+            seen[type(owner).__name__] = base in [kind.__name__ for kind in type(owner).__mro__]
+
+    fit(tmp_path, Calls(on_train_start=look), max_epochs=1)
+    assert len(seen) == 6
+    assert all(seen.values())
+
+
 def test_what_is_asked_of_the_trainer_is_there(tmp_path):
     seen = {}
 

@@ -42,6 +42,8 @@ def attach(correction: Correction, module: nn.Module, name: str) -> None:
         )
 
     def corrected(logits: Tensor, labels: Tensor, *index: Tensor) -> Tensor:
+        if next(correction.buffers(), logits).device != logits.device:  # the module moves without it
+            correction.to(logits.device)
         return correction(logits, labels, *index)
 
     if isinstance(criterion, nn.Module):

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -184,12 +185,26 @@ def _peers(trainer: Trainer) -> list[Any]:
     return [peer for peer in callbacks(trainer) if _is_a(peer, judges)]
 
 
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
+def snapshot(module: nn.Module) -> dict[str, Any]:
     """Copy a module's state to the CPU."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+    return {
+        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else deepcopy(value)
+        for name, value in module.state_dict().items()
+    }
 
 
-def judged_weights(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
+def share_buffers(trainer: Trainer, module: nn.Module) -> None:
+    """Give every process rank 0's buffers, as checkpoints hold them.
+
+    Between two forward passes of DDP each process has batch statistics of its own.
+    """
+    if trainer.world_size > 1:
+        parameters = {name for name, _ in module.named_parameters()}
+        buffers = {name: value for name, value in snapshot(module).items() if name not in parameters}
+        module.load_state_dict(trainer.strategy.broadcast(buffers), strict=False)
+
+
+def judged_weights(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Copy the weights that validation judges: the average where WeightAveraging keeps one."""
     for callback in callbacks(trainer):
         if _is_a(callback, {"WeightAveraging"}):
@@ -335,14 +350,36 @@ def _predictions(
     trainer: Trainer, module: LightningModule, loader: DataLoader[Any], predict: Predict, num_classes: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
+    transfer = _transfer(trainer, module)
     for batch in tqdm(loader, "Estimating T", disable=quiet, leave=False, delay=_PROGRESS_AFTER_SECONDS):
-        batch = trainer.strategy.batch_to_device(batch)
+        batch = transfer(trainer.precision_plugin.convert_input(batch))
         with trainer.precision_plugin.forward_context():
             logits, noisy_labels = predict(module, batch)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(f"T is estimated from logits of shape (N, {num_classes}), but the network gave {got}.")
         yield logits if logits.dtype == torch.float64 else logits.float(), noisy_labels
+
+
+def _transfer(trainer: Trainer, module: LightningModule) -> Callable[[Any], Any]:
+    """Return what brings a batch to the network's device, as the loops of the trainer do it.
+
+    Hooks that nobody wrote are left out: calling them costs as much as a small network.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    owners = [module] if data is None else [module, data]
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    if any(_overrides(owner, hook, "DataHooks") for owner in owners for hook in hooks) or _overrides(
+        trainer.strategy, "batch_to_device", "Strategy"
+    ):
+        return lambda batch: trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch))
+    device = trainer.strategy.root_device
+    return lambda batch: move_data_to_device(batch, device)
+
+
+def _overrides(thing: object, method: str, base: str) -> bool:
+    origin = next(kind for kind in type(thing).__mro__ if kind.__name__ == base)
+    return getattr(getattr(thing, method), "__func__", None) is not getattr(origin, method)
 
 
 def _merged(parts: Iterator[tuple[Tensor, Tensor]], enough: int = 2**17) -> Iterator[tuple[Tensor, Tensor]]:

@@ -212,8 +212,6 @@ class EstimateTransitionCallback(Callback):
         """Keep what stage two will begin from: the weights are on every process, and nothing is trained yet."""
         if self._seed is None:
             self._seed = trainer.strategy.broadcast(torch.initial_seed())
-        if self.correction is not None:
-            self.correction.to(pl_module.device)
         if self.stage == 1 and self._first is None:
             self._first = {"weights": _trainer.snapshot(pl_module), **_trainer.first_state(trainer)}
         elif self.stage == 2:
@@ -326,6 +324,7 @@ class EstimateTransitionCallback(Callback):
         assert self._first is not None
         weights, origin = self._weights_to_estimate_with(trainer, pl_module)
         pl_module.load_state_dict(weights)
+        _trainer.share_buffers(trainer, pl_module)
         loader = _trainer.estimation_loader(trainer, pl_module)
         estimator = self.estimator(self._num_classes(trainer, pl_module))
         self.transition = _trainer.estimate(trainer, pl_module, loader, estimator, self.predict)
@@ -350,7 +349,7 @@ class EstimateTransitionCallback(Callback):
         start = {"initial": "the initial weights", "fresh": "fresh weights", "keep": "stage one's weights"}[self.reinit]
         rank_zero_info(f"Stage two: training from {start} with {name} and the estimated T.")
 
-    def _weights_to_estimate_with(self, trainer: Trainer, module: LightningModule) -> tuple[dict[str, Tensor], str]:
+    def _weights_to_estimate_with(self, trainer: Trainer, module: LightningModule) -> tuple[dict[str, Any], str]:
         if self.estimate_from == "best" and not _trainer.dev_batches(trainer):
             if self._best is None:
                 raise ValueError(

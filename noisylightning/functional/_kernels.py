@@ -3,7 +3,8 @@
 Two ways to the same number. ``exact_*`` are plain differentiable operations, shifted per sample so that nothing
 underflows: they serve compilation, ``torch.func``, a T that wants a gradient, second derivatives, and accelerators.
 The two :class:`torch.autograd.Function` are for eager CPU training with a fixed T: one exponential per logit,
-cache-sized pieces, and one saved buffer; the rare samples that underflow are repaired by the exact way.
+cache-sized pieces, and one buffer, which the backward pass gives away as the gradient; the rare samples that underflow
+are repaired by the exact way.
 """
 
 from __future__ import annotations
@@ -84,17 +85,18 @@ class _LogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
-        log_q, difference = _in_pieces(logits, labels, columns)
-        ctx.save_for_backward(logits, labels, columns, difference)
+        log_q, ctx.difference = _in_pieces(logits, labels, columns)
+        ctx.save_for_backward(logits, labels, columns)
         return log_q.squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, labels, columns, difference = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            exact = _exact(logits, labels, columns)
-            return torch.autograd.grad(exact, logits, grad, create_graph=True)[0], None, None
-        return difference * grad.neg().to(difference.dtype).unsqueeze(1), None, None
+        if _is_plain_gradient(grad):
+            difference = _handed_over(ctx)
+            return difference.mul_(grad.neg().to(difference.dtype).unsqueeze(1)), None, None
+        logits, *others = ctx.saved_tensors
+        with torch.enable_grad():
+            return torch.autograd.grad(_exact(logits, *others), logits, grad, create_graph=True)[0], None, None
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
@@ -102,17 +104,30 @@ class _MeanCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
-        log_q, difference = _in_pieces(logits, labels, columns)
-        ctx.save_for_backward(logits, labels, columns, difference)
+        log_q, ctx.difference = _in_pieces(logits, labels, columns)
+        ctx.save_for_backward(logits, labels, columns)
         return log_q.mean().neg_()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, labels, columns, difference = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            exact = -_exact(logits, labels, columns).mean()
-            return torch.autograd.grad(exact, logits, grad, create_graph=True)[0], None, None
-        return difference * (grad / len(labels)), None, None
+        if _is_plain_gradient(grad):
+            difference = _handed_over(ctx)
+            return difference.mul_(grad.item() / len(difference)), None, None
+        logits, *others = ctx.saved_tensors
+        with torch.enable_grad():
+            return torch.autograd.grad(-_exact(logits, *others).mean(), logits, grad, create_graph=True)[0], None, None
+
+
+def _is_plain_gradient(grad: Tensor) -> bool:
+    """Whether no second derivative follows, and no other is taken at the same time (``is_grads_batched``)."""
+    batched = torch._C._functorch.is_legacy_batchedtensor(grad)
+    return not (torch.is_grad_enabled() or batched) and values_readable(grad)
+
+
+def _handed_over(ctx: Any) -> Tensor:
+    """The buffer ``p - r``, to be overwritten by the caller: another pass over the same graph computes it anew."""
+    difference, ctx.difference = ctx.difference, None
+    return _in_pieces(*ctx.saved_tensors)[1] if difference is None else difference
 
 
 def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor, slope: bool = True) -> tuple[Tensor, Tensor]:

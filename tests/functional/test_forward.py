@@ -61,6 +61,43 @@ def reference(logits, target, transition, weight=None, ignore_index=-100, reduct
     return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / divisor if divisor else np.nan}[reduction]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_graph_may_be_passed_twice_whatever_became_of_the_first_gradient(dtype, reduction):
+    logits, target, transition = problem(dtype=dtype)
+    logits.requires_grad_()
+    loss = forward_cross_entropy(logits, target, transition, reduction=reduction)
+    loss.backward(retain_graph=True)
+    first = logits.grad.clone()
+    logits.grad.zero_()
+    loss.backward()
+    torch.testing.assert_close(logits.grad, first, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_several_derivatives_at_once_are_those_one_by_one(reduction):
+    logits, target, transition = problem()
+    together, apart = (
+        torch.autograd.functional.jacobian(
+            lambda z: forward_cross_entropy(z, target, transition, reduction=reduction), logits, vectorize=vectorize
+        )
+        for vectorize in (True, False)
+    )
+    torch.testing.assert_close(together, apart)
+
+
+def test_logits_may_be_overwritten_after_the_loss_as_with_cross_entropy():
+    logits, target, transition = problem()
+    leaf = logits.clone().requires_grad_()
+    scores = leaf * 1.0
+    loss = forward_cross_entropy(scores, target, transition)
+    with torch.no_grad():
+        scores.zero_()
+    loss.backward()
+    expected = torch.func.grad(lambda z: forward_cross_entropy(z, target, transition))(logits)
+    torch.testing.assert_close(leaf.grad, expected)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("weighted", [False, True])
