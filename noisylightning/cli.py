@@ -81,10 +81,14 @@ def main(args: ArgsType = None) -> None:
         )
     except (OSError, TypeError, ValueError) as error:
         # An error that this package raises says all in its one sentence; any other keeps its traceback.
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # jsonargparse wraps what a constructor raises
+        cause: BaseException | None = error
+        while cause is not None and not _raised_here(cause):  # jsonargparse wraps what a constructor raises
             cause = cause.__cause__
-        raised_in = Path(traceback.extract_tb(cause.__traceback__)[-1].filename)
-        if Path(noisylightning.__file__).parent not in raised_in.parents:
+        if cause is None:
             raise
         sys.exit(f"noisylightning: {cause}")
+
+
+def _raised_here(error: BaseException) -> bool:
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return Path(noisylightning.__file__).parent in raised_in.parents

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from noisylightning import NoisyLabelClassifier
 from noisylightning.cli import main
@@ -125,6 +126,41 @@ def test_a_wrong_argument_is_answered_in_one_sentence(arguments, message, tmp_pa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", str(ROOT / "configs/digits/forward_estimated.yaml"), *arguments])
+    sentence = str(stopped.value)
+    assert sentence.startswith("noisylightning: ")
+    assert message in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("image", "03.png is corrupt or no image"),
+        ("manifest", "noise.npz is not a manifest of noisy labels"),
+        ("table", "labels.csv is not UTF-8"),
+        ("test table", "checked.csv, line 6, has the label 'bird', not among the classes cat, dog"),
+    ],
+)
+def test_a_fault_in_a_users_files_is_answered_in_one_sentence(fault, message, tmp_path, monkeypatch):
+    """Also where the error began in a library: the sentence then stands for the library's."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"{i:02}.png" for i in range(20)]
+    for name in names:
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    table = "\n".join(["image,label", *(f"{name},{'cat' if i % 2 else 'dog'}" for i, name in enumerate(names))])
+    (tmp_path / "labels.csv").write_text(table)
+    checked = table.replace("04.png,dog", "04.png,bird") if fault == "test table" else table
+    (tmp_path / "checked.csv").write_text(checked)
+    if fault == "image":
+        (tmp_path / "03.png").write_bytes((tmp_path / "03.png").read_bytes()[:50])
+    if fault == "table":
+        (tmp_path / "labels.csv").write_bytes(table.replace("cat", "ch\xe8vre").encode("latin1"))
+    (tmp_path / "noise.npz").write_bytes(b"PK\x03\x04")
+    arguments = ["--data.root=.", "--data.labels=labels.csv", "--data.test_labels=checked.csv"]
+    if fault == "manifest":
+        arguments.append("--data.manifest=noise.npz")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", f"--config={ROOT}/configs/own_images/resnet14.yaml", "--trainer.accelerator=cpu", *arguments])
     sentence = str(stopped.value)
     assert sentence.startswith("noisylightning: ")
     assert message in sentence

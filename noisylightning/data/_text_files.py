@@ -100,13 +100,20 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
         with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             rows = _json_rows(file) if kind == ".jsonl" else _csv_rows(file, "\t" if kind == ".tsv" else ",")
             for line, row in rows:
-                missing = [column for column in columns if row.get(column) is None]
-                if missing:
-                    raise _Fault(f"has no column {missing[0]!r} (it has {', '.join(map(str, row))})")
+                for column in columns:
+                    if column not in row:
+                        raise _Fault(
+                            f"line {line}, has no column {column!r} (it has {', '.join(map(str, row)) or 'none'}); "
+                            "name one that it has or add it"
+                        )
+                    if row[column] is None:
+                        raise _Fault(f"line {line}, has nothing in column {column!r}; fill it in or remove the line")
                 yield line, row
     except _Fault as fault:
-        raise ValueError(f"{path}, line {max(line, 1)}, {fault}.") from None
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}, {fault}.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (line {line + 1} or soon after: {error}); convert it.") from error
+    except (csv.Error, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read after line {line} ({error}); correct it.") from error
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again.") from error
@@ -120,7 +127,10 @@ def _csv_rows(file: IO[str], delimiter: str) -> Iterator[tuple[int, dict[str, An
     reader = csv.DictReader(file, delimiter=delimiter, strict=True)
     for row in reader:
         if None in row:
-            raise _Fault(f"ending on line {reader.line_num} has more fields than the first line names")
+            raise _Fault(
+                f"line {reader.line_num}, has more fields than the first line names; put quotes around a field that "
+                "holds the separator"
+            )
         yield reader.line_num, row
 
 
@@ -130,20 +140,27 @@ def _json_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, row if isinstance(row, dict) else {}
 
 
-def names_of(labels: Sequence[str]) -> list[str]:
+def names_of(labels: Sequence[str], where: str) -> list[str]:
     """The classes that labels name, in the order of their numbers.
 
     Args:
         labels: Class names or numbers, as text.
+        where: Where the labels stand, for the error.
 
     Returns:
         Each of them once, numbers in the order of size, names in that of the alphabet.
 
+    Raises:
+        ValueError: If they name fewer than two classes.
+
     Example:
-        >>> names_of(["10", "2", "2"]), names_of(["dog", "cat", ""])
+        >>> names_of(["10", "2", "2"], "here"), names_of(["dog", "cat", ""], "here")
         (['2', '10'], ['cat', 'dog'])
     """
     names = {label.strip() for label in labels} - {""}
+    if len(names) < 2:
+        found = f"only the class {names.pop()!r}" if names else "no class"
+        raise ValueError(f"{where} names {found}; give samples of at least two classes.")
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
 
@@ -167,7 +184,7 @@ def label_number(label: Any, class_names: Sequence[str], where: str) -> int:
     """
     name = str(label).strip()
     if not name:
-        raise ValueError(f"{where} has no label; give one or remove the text.")
+        raise ValueError(f"{where} has no label; give one or remove the line.")
     if name in class_names:
         return list(class_names).index(name)
     if not isinstance(label, bool) and name.isdecimal() and int(name) < len(class_names):

@@ -197,6 +197,11 @@ class ImageFilesDataModule(NoisyDataModule):
         """
         raise NotImplementedError
 
+    def prepare_data(self) -> None:
+        """List the test images, so that a fault in the list shows before the training and not after."""
+        if self.has_test:
+            self.list_test()
+
     def load_train(self) -> tuple[Inputs, Tensor]:
         """Images for training and validation."""
         return self.read_listed(*self.list_train())

@@ -58,7 +58,8 @@ class ImageFolderDataModule(ImageFilesDataModule):
         self.has_test = test_labels is not None
         self.columns = [image_column, label_column]
         if class_names is None:  # the classes must be known before the model is built
-            class_names = names_of([str(row[label_column]) for _, row in read_records(self.labels, self.columns)])
+            named = [str(row[label_column]) for _, row in read_records(self.labels, self.columns)]
+            class_names = names_of(named, str(self.labels))
         self.class_names = class_names
         self.num_classes = len(class_names)
 

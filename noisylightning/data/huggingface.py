@@ -66,12 +66,18 @@ class HuggingFaceDataModule(ImageFilesDataModule):
         self.label_column = label_column
         train = self._split(train_split)
         names = getattr(train.features[label_column], "names", None)  # ClassLabel knows them
-        self.class_names = (
-            names_of([str(label) for label in train[label_column] if label is not None]) if names is None else names
-        )
+        if names is None:
+            named = [str(label) for label in train[label_column] if label is not None]
+            names = names_of(named, f"the split {train_split!r}")
+        self.class_names = names
         self.num_classes = len(self.class_names)
         if not self._holds_images(train):
             self.transform = self.augmentation = None
+
+    def prepare_data(self) -> None:
+        """Check the test labels, so that a fault in them shows before the training and not after."""
+        if self.test_split is not None:
+            self._labels(self.test_split)
 
     def load_train(self) -> tuple[Inputs, Tensor]:
         """The rows for training and validation."""
@@ -94,7 +100,7 @@ class HuggingFaceDataModule(ImageFilesDataModule):
                 raise ValueError(f"the split {name!r} has no column {column!r} (it has {found}).")
         return self.splits[name]
 
-    def _load_split(self, name: str) -> tuple[Inputs, Tensor]:
+    def _labels(self, name: str) -> Tensor:
         split = self._split(name)
         number = {class_name: i for i, class_name in enumerate(self.class_names)}
         is_number = hasattr(split.features[self.label_column], "names")
@@ -107,8 +113,12 @@ class HuggingFaceDataModule(ImageFilesDataModule):
                     f"row {i} of the split {name!r} has the label {value!r}, which is no class: correct it."
                 )
             labels.append(label)
+        return torch.tensor(labels, dtype=torch.int64)
+
+    def _load_split(self, name: str) -> tuple[Inputs, Tensor]:
+        split, labels = self._split(name), self._labels(name)
         if self._holds_images(split):
-            return self.read(_ColumnImages(split, self.input_column, self.resize), torch.tensor(labels))
+            return self.read(_ColumnImages(split, self.input_column, self.resize), labels)
         try:
             inputs = np.asarray(split.with_format("numpy")[self.input_column][:], dtype=np.float64)
         except (TypeError, ValueError) as error:
@@ -116,7 +126,7 @@ class HuggingFaceDataModule(ImageFilesDataModule):
                 f"the column {self.input_column!r} of the split {name!r} holds neither images nor rows of numbers of "
                 "one shape: choose another input_column."
             ) from error
-        return torch.from_numpy(inputs).to(torch.get_default_dtype()), torch.tensor(labels)
+        return torch.from_numpy(inputs).to(torch.get_default_dtype()), labels
 
 
 def _load(name: str) -> Mapping[str, Any]:

@@ -68,9 +68,16 @@ class TableDataModule(NoisyDataModule):
             feature_columns = [column for column in rows[0] if column != label_column]
         self.feature_columns = feature_columns
         self.num_features = len(feature_columns)
-        self.class_names = names_of([str(row[label_column]) for row in rows]) if class_names is None else class_names
+        if class_names is None:
+            class_names = names_of([str(row[label_column]) for row in rows], str(train_file))
+        self.class_names = class_names
         self.num_classes = len(self.class_names)
         self._features_and_labels: tuple[Tensor, Tensor] | None = None
+
+    def prepare_data(self) -> None:
+        """Read the test table, so that a fault in it shows before the training and not after."""
+        if self.test_file is not None:
+            self._read(self.test_file)
 
     def load_train(self) -> tuple[Tensor, Tensor]:
         """Features and labels for training and validation."""

@@ -173,9 +173,8 @@ class TextTableDataModule(NoisyTextDataModule):
         self.text_column = text_column
         self.label_column = label_column
         if class_names is None:
-            class_names = names_of(
-                [str(row[label_column]) for _, row in read_records(Path(train_file), [label_column])]
-            )
+            named = [str(row[label_column]) for _, row in read_records(Path(train_file), [label_column])]
+            class_names = names_of(named, str(train_file))
         self.class_names = class_names
         self.num_classes = len(class_names)
 

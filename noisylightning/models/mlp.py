@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class MLP(nn.Sequential):
@@ -22,7 +22,8 @@ class MLP(nn.Sequential):
         ``(N, *)`` with ``in_features`` values a sample to logits ``(N, num_classes)``.
 
     Raises:
-        ValueError: If a width is not positive or ``dropout`` is outside [0, 1).
+        ValueError: If a width is not positive or ``dropout`` is outside [0, 1); in ``forward``, if a sample has another
+            number of features.
 
     Example:
         >>> import torch
@@ -48,3 +49,14 @@ class MLP(nn.Sequential):
                 layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear(widths[-1], num_classes))
         super().__init__(*layers)
+        self.in_features = in_features
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)`` of samples with ``in_features`` values each."""
+        found = input.shape[1:].numel()
+        if found != self.in_features:
+            raise ValueError(
+                f"MLP was built for {self.in_features} features a sample, got {found}; build it with "
+                f"in_features={found}."
+            )
+        return super().forward(input)

@@ -125,6 +125,27 @@ def test_a_bad_table_is_refused_in_one_sentence(own, table, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("", "bad.csv names no class"),
+        ("image,label\n", "bad.csv names no class"),
+        ("image,label\n01.png,\n", "bad.csv names no class"),
+        ("image,label\n01.png,cat\n02.png,cat\n", "bad.csv names only the class 'cat'; give samples of at least two"),
+    ],
+)
+def test_a_table_must_name_two_classes(own, table, words):
+    (own / "bad.csv").write_text(table)
+    with pytest.raises(ValueError, match=words):
+        folder_of(own, labels=own / "bad.csv", class_names=None)
+
+
+def test_a_fault_in_the_test_table_shows_before_the_training(own):
+    (own / "bad.csv").write_text("image,label\n01.png,cat\n02.png,bird\n")
+    with pytest.raises(ValueError, match="line 3, has the label 'bird'"):
+        folder_of(own, test_labels=own / "bad.csv").prepare_data()
+
+
 def test_a_window_larger_than_the_square_is_refused(own):
     with pytest.raises(ValueError, match="resize=7 is smaller than size=8"):
         folder_of(own, resize=7)

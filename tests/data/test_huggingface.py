@@ -55,5 +55,9 @@ def test_what_is_missing_is_named(image_folder):
         HuggingFaceDataModule(image_folder, input_column="img")
     with pytest.raises(ValueError, match="row 1 of the split 'train' has the label None"):
         HuggingFaceDataModule(splits(image=[1, 2, 3], label=["a", None, "b"]), test_split=None).setup("fit")
+    rows = splits(image=[1, 2], label=["a", "b"])
+    rows["test"] = splits(image=[1], label=["c"])["train"]
+    with pytest.raises(ValueError, match="row 0 of the split 'test' has the label 'c'"):
+        HuggingFaceDataModule(rows).prepare_data()
     with pytest.raises(ValueError, match="the column 'image' of the split 'train' holds neither images nor"):
         HuggingFaceDataModule(splits(image=["a", "b"], label=["a", "b"]), test_split=None).setup("fit")

@@ -89,3 +89,9 @@ def test_a_table_without_rows_is_named(tmp_path):
     (tmp_path / "train.csv").write_text("a,label\n")
     with pytest.raises(ValueError, match=r"train\.csv has no row"):
         TableDataModule(tmp_path / "train.csv")
+
+
+def test_a_fault_in_the_test_table_shows_before_the_training(tmp_path):
+    train, test = write(tmp_path / "train.csv"), write(tmp_path / "test.csv", [ROWS[0] | {"sure": "maybe"}])
+    with pytest.raises(ValueError, match=r"test\.csv, line 2, has the label 'maybe'"):
+        TableDataModule(train, test_file=test, label_column="sure").prepare_data()

@@ -34,3 +34,8 @@ def test_refuses_empty_layers(sizes):
 def test_refuses_dropout_outside_unit_interval(dropout):
     with pytest.raises(ValueError, match="dropout must lie in"):
         MLP(4, 2, dropout=dropout)
+
+
+def test_refuses_another_number_of_features():
+    with pytest.raises(ValueError, match="built for 7 features a sample, got 3; build it with in_features=3"):
+        MLP(7, 2)(torch.zeros(5, 3))
