@@ -1,7 +1,9 @@
 """How a correction gets into a LightningModule that somebody else wrote."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from noisylightning.corrections import Correction, NoCorrection
@@ -25,11 +27,14 @@ def require_use_of_transition(module: nn.Module, name: str) -> None:
         )
 
 
-def attach(correction: Correction, module: nn.Module, name: str) -> None:
+def attach(correction: Correction, module: nn.Module, name: str) -> Callable[[], bool]:
     """Let the module's criterion at ``name`` compute the correction.
 
     A criterion that is a module is not replaced, only its computation is: the module's checkpoints keep the form that
     its author gave them, and load where nobody knows of corrections.
+
+    Returns:
+        What tells whether the module has called it in training.
 
     Raises:
         ValueError: If the module calls nothing by that name.
@@ -41,7 +46,11 @@ def attach(correction: Correction, module: nn.Module, name: str) -> None:
             " as (logits, labels)."
         )
 
+    called = False
+
     def corrected(logits: Tensor, labels: Tensor, *index: Tensor) -> Tensor:
+        nonlocal called
+        called = called or torch.is_grad_enabled()  # so not in validation
         if next(correction.buffers(), logits).device != logits.device:  # the module moves without it
             correction.to(logits.device)
         return correction(logits, labels, *index)
@@ -50,3 +59,4 @@ def attach(correction: Correction, module: nn.Module, name: str) -> None:
         criterion.forward = corrected
     else:
         setattr(module, name, corrected)
+    return lambda: called
