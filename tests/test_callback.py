@@ -23,6 +23,7 @@ from noisylightning import (
 )
 from noisylightning.callbacks._attach import attach
 from noisylightning.data import RandomCropFlip
+from noisylightning.losses import CrossEntropy
 
 
 def weights(module: nn.Module) -> torch.Tensor:
@@ -299,6 +300,25 @@ def test_the_attached_correction_is_where_the_logits_are():
     assert correction.transition.is_meta
 
 
+def test_a_criterion_may_be_called_by_keywords():
+    model, correction = ForeignClassifier(), ForwardCorrection(TRUE)
+    attach(correction, model, "criterion")
+    logits, labels = torch.randn(4, CLASSES), torch.tensor([0, 1, 2, 0])
+    assert torch.equal(model.criterion(input=logits, target=labels), correction(logits, labels))
+
+
+def test_settings_that_the_criterion_loses_are_named():
+    model = ForeignClassifier()
+    model.criterion = nn.CrossEntropyLoss(weight=torch.ones(CLASSES), label_smoothing=0.1)
+    correction = ForwardCorrection(num_classes=CLASSES, loss=CrossEntropy(weight=torch.ones(CLASSES)))
+    with pytest.warns(UserWarning, match=r"ForeignClassifier.criterion has label_smoothing=0.1") as warned:
+        attach(correction, model, "criterion")
+    assert len(warned) == 1
+    with pytest.warns(UserWarning, match="weight=tensor|label_smoothing") as warned:
+        attach(ForwardCorrection(num_classes=CLASSES), model, "criterion")
+    assert len(warned) == 2
+
+
 def test_a_foreign_module_may_take_the_transition_by_a_hook(tmp_path):
     class Hooked(ForeignClassifier):
         num_classes = CLASSES
@@ -334,6 +354,14 @@ def test_batches_of_any_form_go_through_predict(tmp_path):
     with pytest.warns(UserWarning, match="whatever augmentation"):
         trainer(tmp_path, [callback], max_epochs=2).fit(Dicts(), loader)
     assert callback.transition.shape == (CLASSES, CLASSES)
+    callback = EstimateTransitionCallback(
+        1, estimate_from="last", correction=ForwardCorrection(num_classes=CLASSES), loss_attribute="criterion"
+    )
+    with (
+        pytest.warns(UserWarning, match="whatever augmentation"),
+        pytest.raises(TypeError, match="a batch is a dict: pass predict"),
+    ):
+        trainer(tmp_path, [callback], max_epochs=2).fit(Dicts(), loader)
 
 
 def test_manual_optimization_goes_through_both_stages(tmp_path):

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from noisylightning.corrections import Correction, NoCorrection
+from noisylightning.losses import CrossEntropy
 
 
 def require_use_of_transition(module: nn.Module, name: str) -> None:
@@ -46,17 +48,33 @@ def attach(correction: Correction, module: nn.Module, name: str) -> Callable[[],
             " as (logits, labels)."
         )
 
+    _warn_of_lost_settings(criterion, correction, f"{type(module).__name__}.{name}")
     called = False
 
-    def corrected(logits: Tensor, labels: Tensor, *index: Tensor) -> Tensor:
+    def corrected(input: Tensor, target: Tensor, *index: Tensor) -> Tensor:  # names by which torch's losses are called
         nonlocal called
         called = called or torch.is_grad_enabled()  # so not in validation
-        if next(correction.buffers(), logits).device != logits.device:  # the module moves without it
-            correction.to(logits.device)
-        return correction(logits, labels, *index)
+        if next(correction.buffers(), input).device != input.device:  # the module moves without it
+            correction.to(input.device)
+        return correction(input, target, *index)
 
     if isinstance(criterion, nn.Module):
         criterion.forward = corrected
     else:
         setattr(module, name, corrected)
     return lambda: called
+
+
+def _warn_of_lost_settings(criterion: object, correction: Correction, name: str) -> None:
+    """Say which settings of torch's cross-entropy the correction, which takes its place, does not have."""
+    if not isinstance(criterion, nn.CrossEntropyLoss) or type(correction.loss) is not CrossEntropy:
+        return  # another base loss was chosen on purpose
+    plain = nn.CrossEntropyLoss()
+    for setting in ("weight", "ignore_index", "reduction", "label_smoothing"):
+        asked, default = getattr(criterion, setting), getattr(plain, setting)
+        here = getattr(correction.loss, setting, default)
+        if asked is not default and asked != default and (here is default or here == default):
+            rank_zero_warn(
+                f"{name} has {setting}={asked}, which the {type(correction).__name__} that takes its place does not:"
+                " give its base loss the same, for example ForwardCorrection(loss=CrossEntropy(...))."
+            )

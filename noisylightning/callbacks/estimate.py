@@ -24,6 +24,11 @@ EstimatorFactory = Callable[[int], TransitionEstimator]
 
 def _first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Predict on the batches of most projects: ``(inputs, labels, ...)``."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise TypeError(
+            f"T is estimated from batches (inputs, labels, ...), but a batch is a {type(batch).__name__}: pass predict,"
+            " which maps the module and a batch to (logits, noisy labels)."
+        )
     return module(batch[0]), batch[1]
 
 
