@@ -21,10 +21,11 @@ class Recorder:
         self.rank_that_fails = rank_that_fails
 
     def __call__(self, module, batch):
+        logits = module(batch[0])
         if module.trainer.global_step > 0:  # no rehearsal
             self.inputs.append(batch[0].cpu())
-        logits = module(batch[0])
-        return (logits * float("nan") if module.global_rank == self.rank_that_fails else logits), batch[1]
+            logits = logits * float("nan") if module.global_rank == self.rank_that_fails else logits
+        return logits, batch[1]
 
 
 class BatchStatistics(Callback):

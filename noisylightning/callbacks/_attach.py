@@ -76,5 +76,5 @@ def _warn_of_lost_settings(criterion: object, correction: Correction, name: str)
         if asked is not default and asked != default and (here is default or here == default):
             rank_zero_warn(
                 f"{name} has {setting}={asked}, which the {type(correction).__name__} that takes its place does not:"
-                " give its base loss the same, for example ForwardCorrection(loss=CrossEntropy(...))."
+                " give it a base loss that has, CrossEntropy(weight=...) or LabelSmoothing(rate=...) for example."
             )

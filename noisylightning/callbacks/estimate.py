@@ -50,8 +50,9 @@ class EstimateTransitionCallback(Callback):
 
     It works with any LightningModule. A :class:`~noisylightning.NoisyLabelClassifier` brings its correction. For
     another project give ``correction`` and ``loss_attribute``, the name under which the module keeps its criterion, a
-    callable ``(logits, labels)``; or let the module define ``on_transition_estimated(self, transition)`` and do what it
-    likes with T-hat there (it is called again when a fit resumes in stage two).
+    callable ``(logits, labels)``, in whose place the correction stands with settings of its own (class weights, for
+    example); or let the module define ``on_transition_estimated(self, transition)`` and do what it likes with T-hat
+    there (it is called again when a fit resumes in stage two).
 
     Args:
         stage_one_epochs: Epochs of stage one, below the trainer's ``max_epochs``, stage two's being the rest.
