@@ -114,6 +114,15 @@ class Correction(nn.Module):
     def refresh(self) -> None:
         """Bring what is derived from T up to date; called whenever T was set or loaded."""
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(f"{prefix}transition")
+        if isinstance(saved, Tensor) and isinstance(self.transition, Tensor) and len(saved) != self.num_classes:
+            raise ValueError(
+                f"the checkpoint's T is for {len(saved)} classes but this {type(self).__name__} is for"
+                f" {self.num_classes}: build the model for the number of classes that it was trained with."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def noisy_log_posterior(self, logits: Tensor) -> Tensor:
         """``log p T``: what the network says about the *noisy* label.
 

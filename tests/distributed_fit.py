@@ -21,9 +21,11 @@ class Recorder:
         self.rank_that_fails = rank_that_fails
 
     def __call__(self, module, batch):
-        self.inputs.append(batch[0])
         logits = module(batch[0])
-        return (logits * float("nan") if module.global_rank == self.rank_that_fails else logits), batch[1]
+        if module.trainer.global_step > 0:  # no rehearsal
+            self.inputs.append(batch[0].cpu())
+            logits = logits * float("nan") if module.global_rank == self.rank_that_fails else logits
+        return logits, batch[1]
 
 
 class BatchStatistics(Callback):
@@ -37,7 +39,7 @@ class BatchStatistics(Callback):
         if batch_idx == 0:
             layer = pl_module.backbone[1]
             self.layer = type(layer).__name__
-            self.means.append(layer.running_mean.clone())
+            self.means.append(layer.running_mean.cpu().clone())
 
 
 def main() -> None:
@@ -49,18 +51,20 @@ def main() -> None:
         stage_one_epochs=2, estimate_from=spec.get("estimate_from", "best"), predict=recorder
     )
     every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
-    norm = spec.get("norm")  # None, "batch" or "synchronized"
+    norm = spec.get("norm")  # None, "batch", "synchronized", or "torch" for torch's SyncBatchNorm
     statistics = BatchStatistics()
     run = trainer(
         folder,
         [callback, every, *([statistics] if norm else [])],
         max_epochs=4,
         enable_checkpointing=True,
+        accelerator=spec.get("accelerator", "cpu"),
         devices=spec.get("devices", 2),
         num_nodes=spec.get("num_nodes", 1),
         strategy=spec.get("strategy", "ddp"),
         limit_val_batches=spec.get("limit_val_batches"),
         plugins=[SynchronizeNorms()] if norm == "synchronized" else None,
+        sync_batchnorm=norm == "torch",
     )
     torch.manual_seed(0)
     model = classifier(seed=run.global_rank, dropout=0.3, optimizer=adam)  # ranks that disagree at first

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from toy import CLASSES, TRUE, ForeignClassifier, Scripted, ToyData, backbone, classifier, trainer
 
 from noisylightning import (
@@ -22,6 +22,8 @@ from noisylightning import (
     NoCorrection,
 )
 from noisylightning.callbacks._attach import attach
+from noisylightning.data import RandomCropFlip
+from noisylightning.losses import CrossEntropy
 
 
 def weights(module: nn.Module) -> torch.Tensor:
@@ -298,6 +300,25 @@ def test_the_attached_correction_is_where_the_logits_are():
     assert correction.transition.is_meta
 
 
+def test_a_criterion_may_be_called_by_keywords():
+    model, correction = ForeignClassifier(), ForwardCorrection(TRUE)
+    attach(correction, model, "criterion")
+    logits, labels = torch.randn(4, CLASSES), torch.tensor([0, 1, 2, 0])
+    assert torch.equal(model.criterion(input=logits, target=labels), correction(logits, labels))
+
+
+def test_settings_that_the_criterion_loses_are_named():
+    model = ForeignClassifier()
+    model.criterion = nn.CrossEntropyLoss(weight=torch.ones(CLASSES), label_smoothing=0.1)
+    correction = ForwardCorrection(num_classes=CLASSES, loss=CrossEntropy(weight=torch.ones(CLASSES)))
+    with pytest.warns(UserWarning, match=r"ForeignClassifier.criterion has label_smoothing=0.1") as warned:
+        attach(correction, model, "criterion")
+    assert len(warned) == 1
+    with pytest.warns(UserWarning, match="weight=tensor|label_smoothing") as warned:
+        attach(ForwardCorrection(num_classes=CLASSES), model, "criterion")
+    assert len(warned) == 2
+
+
 def test_a_foreign_module_may_take_the_transition_by_a_hook(tmp_path):
     class Hooked(ForeignClassifier):
         num_classes = CLASSES
@@ -333,6 +354,14 @@ def test_batches_of_any_form_go_through_predict(tmp_path):
     with pytest.warns(UserWarning, match="whatever augmentation"):
         trainer(tmp_path, [callback], max_epochs=2).fit(Dicts(), loader)
     assert callback.transition.shape == (CLASSES, CLASSES)
+    callback = EstimateTransitionCallback(
+        1, estimate_from="last", correction=ForwardCorrection(num_classes=CLASSES), loss_attribute="criterion"
+    )
+    with (
+        pytest.warns(UserWarning, match="whatever augmentation"),
+        pytest.raises(TypeError, match="a batch is a dict: pass predict"),
+    ):
+        trainer(tmp_path, [callback], max_epochs=2).fit(Dicts(), loader)
 
 
 def test_manual_optimization_goes_through_both_stages(tmp_path):
@@ -431,6 +460,18 @@ def test_impossible_arguments_are_refused(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"correction": nn.CrossEntropyLoss()}, r"correction must be a Correction.*got CrossEntropyLoss\(\)"),
+        ({"estimator": AnchorEstimator(3)}, "pass the class, or a functools.partial"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        EstimateTransitionCallback(1, **arguments)
+
+
+@pytest.mark.parametrize(
     ("callback", "model", "options", "message"),
     [
         ({"stage_one_epochs": 4}, classifier, {}, "stage_one_epochs = 4 must be below the trainer's max_epochs = 4"),
@@ -474,15 +515,76 @@ def test_iterable_data_is_refused(tmp_path):
     callback = EstimateTransitionCallback(1, estimate_from="last")
     with pytest.raises(TypeError, match="iterable Stream, whose samples have no index"):
         trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), DataLoader(Stream(), batch_size=16))
+    assert callback.stage == 1
 
 
-@pytest.mark.filterwarnings("ignore:T is estimated on")
-def test_outputs_of_another_shape_are_refused(tmp_path):
-    callback = EstimateTransitionCallback(
-        1, estimate_from="last", predict=lambda module, batch: (module(batch[0])[:, :2], batch[1])
-    )
-    with pytest.raises(ValueError, match=r"logits of shape \(N, 3\), but the network gave shape \(16, 2\)"):
-        trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), ToyData())
+@pytest.mark.parametrize(
+    ("predict", "error", "message"),
+    [
+        (
+            lambda module, batch: (module(batch[0])[:, :2], batch[1]),
+            ValueError,
+            r"logits of shape \(N, 3\), but the network gave shape \(16, 2\)",
+        ),
+        (lambda module, batch: ([1.0], batch[1]), ValueError, "but the network gave a list"),
+        (lambda module, batch: module(batch[0]), TypeError, r"predict must return .* got a Tensor"),
+        (lambda module, batch: (module(batch[0]), [0]), TypeError, r"predict must return .* got \(Tensor, list\)"),
+        (lambda module, batch: (module(batch[0]), batch[1].float()), TypeError, "needs integer noisy labels"),
+    ],
+)
+def test_what_the_estimation_pass_cannot_take_is_refused_before_the_first_step(tmp_path, predict, error, message):
+    run = trainer(tmp_path, [EstimateTransitionCallback(1, estimate_from="last", predict=predict)], max_epochs=2)
+    with pytest.raises(error, match=message):
+        run.fit(classifier(), ToyData())
+    assert run.global_step == 0
+
+
+def test_the_rehearsal_leaves_no_trace(tmp_path, monkeypatch):
+    """Neither random state nor training flags: the fit is the one without it."""
+    one, two = classifier(dropout=0.3), classifier(dropout=0.3)
+    torch.manual_seed(0)
+    trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=3).fit(one, ToyData())
+    monkeypatch.setattr(EstimateTransitionCallback, "_rehearse", lambda *args: None)
+    torch.manual_seed(0)
+    trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=3).fit(two, ToyData())
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_a_criterion_that_training_does_not_call_is_refused(tmp_path):
+    class Deaf(ForeignClassifier):
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            self.criterion(self(batch[0]), batch[1])
+
+    correction = ForwardCorrection(num_classes=CLASSES)
+    callback = EstimateTransitionCallback(2, estimate_from="last", correction=correction, loss_attribute="criterion")
+    with pytest.raises(ValueError, match=r"Deaf.training_step does not call its 'criterion'"):
+        trainer(tmp_path, [callback], max_epochs=4).fit(Deaf(), ToyData())
+
+
+def test_an_estimation_loader_may_give_whole_batches(tmp_path):
+    """A data set whose items are batches: ``DataLoader(batch_size=None)``."""
+
+    class Batches(Dataset):
+        def __init__(self, whole):
+            self.whole = whole
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            return self.whole[16 * index : 16 * (index + 1)]
+
+    class Data(ToyData):
+        def estimation_dataloader(self):
+            return DataLoader(Batches(self.train), batch_size=None)
+
+    batches, samples = EstimateTransitionCallback(1), EstimateTransitionCallback(1)
+    trainer(tmp_path, [batches], max_epochs=2).fit(classifier(), Data())
+    trainer(tmp_path, [samples], max_epochs=2).fit(classifier(), ToyData())
+    assert torch.equal(batches.transition, samples.transition)
 
 
 def test_diverged_networks_are_refused(tmp_path):
@@ -500,6 +602,18 @@ def test_a_shuffling_estimation_loader_is_named(tmp_path):
 
     with pytest.warns(UserWarning, match=r"estimation_dataloader\(\) draws from RandomSampler"):
         trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(classifier(), Shuffled())
+
+
+def test_an_augmenting_estimation_loader_is_named(tmp_path):
+    class Varied(TensorDataset):
+        transform = RandomCropFlip(5)
+
+    class Data(ToyData):
+        def estimation_dataloader(self):
+            return DataLoader(Varied(*self.train.tensors), batch_size=16)
+
+    with pytest.warns(UserWarning, match="reads a Varied that varies its inputs at random"):
+        trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(classifier(), Data())
 
 
 def test_t_hat_is_saved_before_backward_refuses_it(tmp_path):

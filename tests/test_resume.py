@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from toy import CLASSES, ForeignClassifier, ToyData, adam, backbone, classifier, trainer
 
-from noisylightning import EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
+from noisylightning import BackwardCorrection, EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
@@ -124,6 +124,17 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
         run(tmp_path / "other", ours(), EstimateTransitionCallback(3), ckpt_path=checkpoint)
 
 
+def test_a_checkpoint_of_another_correction_is_refused(tmp_path):
+    def callback(correction):
+        return EstimateTransitionCallback(2, monitor="val_acc", correction=correction, loss_attribute="criterion")
+
+    run(tmp_path / "whole", ForeignClassifier(), callback(ForwardCorrection(num_classes=CLASSES)))
+    checkpoint = tmp_path / "whole" / "every" / "epoch=0.ckpt"
+    other = callback(BackwardCorrection(num_classes=CLASSES))
+    with pytest.raises(ValueError, match=r"correction='ForwardCorrection'.*this one has correction='BackwardCorr"):
+        run(tmp_path / "whole", ForeignClassifier(), other, ckpt_path=checkpoint)
+
+
 def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
     every = ModelCheckpoint(tmp_path, filename="{epoch}")
     trainer(tmp_path, [every], 1, enable_checkpointing=True).fit(ours(), Shuffled())
@@ -134,7 +145,7 @@ def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
     run(tmp_path / "whole", ours(), EstimateTransitionCallback(2))
     model = NoisyLabelClassifier(nn.Linear(5, 4), ForwardCorrection(num_classes=4))
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(ValueError, match="the checkpoint's T is for 3 classes but this ForwardCorrection is for 4"):
         run(
             tmp_path / "whole",
             model,

@@ -1,10 +1,14 @@
 """How a correction gets into a LightningModule that somebody else wrote."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from noisylightning.corrections import Correction, NoCorrection
+from noisylightning.losses import CrossEntropy
 
 
 def require_use_of_transition(module: nn.Module, name: str) -> None:
@@ -25,11 +29,14 @@ def require_use_of_transition(module: nn.Module, name: str) -> None:
         )
 
 
-def attach(correction: Correction, module: nn.Module, name: str) -> None:
+def attach(correction: Correction, module: nn.Module, name: str) -> Callable[[], bool]:
     """Let the module's criterion at ``name`` compute the correction.
 
     A criterion that is a module is not replaced, only its computation is: the module's checkpoints keep the form that
     its author gave them, and load where nobody knows of corrections.
+
+    Returns:
+        What tells whether the module has called it in training.
 
     Raises:
         ValueError: If the module calls nothing by that name.
@@ -41,12 +48,33 @@ def attach(correction: Correction, module: nn.Module, name: str) -> None:
             " as (logits, labels)."
         )
 
-    def corrected(logits: Tensor, labels: Tensor, *index: Tensor) -> Tensor:
-        if next(correction.buffers(), logits).device != logits.device:  # the module moves without it
-            correction.to(logits.device)
-        return correction(logits, labels, *index)
+    _warn_of_lost_settings(criterion, correction, f"{type(module).__name__}.{name}")
+    called = False
+
+    def corrected(input: Tensor, target: Tensor, *index: Tensor) -> Tensor:  # names by which torch's losses are called
+        nonlocal called
+        called = called or torch.is_grad_enabled()  # so not in validation
+        if next(correction.buffers(), input).device != input.device:  # the module moves without it
+            correction.to(input.device)
+        return correction(input, target, *index)
 
     if isinstance(criterion, nn.Module):
         criterion.forward = corrected
     else:
         setattr(module, name, corrected)
+    return lambda: called
+
+
+def _warn_of_lost_settings(criterion: object, correction: Correction, name: str) -> None:
+    """Say which settings of torch's cross-entropy the correction, which takes its place, does not have."""
+    if not isinstance(criterion, nn.CrossEntropyLoss) or type(correction.loss) is not CrossEntropy:
+        return  # another base loss was chosen on purpose
+    plain = nn.CrossEntropyLoss()
+    for setting in ("weight", "ignore_index", "reduction", "label_smoothing"):
+        asked, default = getattr(criterion, setting), getattr(plain, setting)
+        here = getattr(correction.loss, setting, default)
+        if asked is not default and asked != default and (here is default or here == default):
+            rank_zero_warn(
+                f"{name} has {setting}={asked}, which the {type(correction).__name__} that takes its place does not:"
+                " give it a base loss that has, CrossEntropy(weight=...) or LabelSmoothing(rate=...) for example."
+            )

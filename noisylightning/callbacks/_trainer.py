@@ -262,11 +262,8 @@ def train_on(trainer: Trainer, loader: Any) -> None:
 # Estimating
 
 
-def estimation_loader(trainer: Trainer, module: LightningModule) -> DataLoader[Any]:
-    """Return this process's share of the estimation data: in order, nothing padded, nothing twice.
-
-    The data is what ``estimation_dataloader()`` of the data module or the module gives, else the training data set.
-    """
+def _estimation_source(trainer: Trainer, module: LightningModule) -> tuple[DataLoader[Any], bool]:
+    """Return the loader whose data T is estimated on, and whether it was made for that."""
     owners: list[Any] = [trainer.datamodule, module]  # type: ignore[attr-defined]
     sources = [owner for owner in owners if hasattr(owner, "estimation_dataloader")]
     loader: Any = sources[0].estimation_dataloader() if sources else trainer.train_dataloader
@@ -280,29 +277,55 @@ def estimation_loader(trainer: Trainer, module: LightningModule) -> DataLoader[A
             f"T cannot be estimated over the iterable {type(loader.dataset).__name__}, whose samples have no index:"
             " give the data module an estimation_dataloader() over a map-style data set."
         )
-    if not sources:
+    return loader, bool(sources)
+
+
+def warn_of_randomness(trainer: Trainer, module: LightningModule) -> None:
+    """Warn where the estimation data may be shuffled or augmented."""
+    loader, made_for_it = _estimation_source(trainer, module)
+    name = type(loader.dataset).__name__
+    variations = [getattr(loader.dataset, attribute, None) for attribute in ("transform", "augmentation")]
+    if not made_for_it:
         rank_zero_warn(
-            f"T is estimated on {type(loader.dataset).__name__}, the training data set, with whatever augmentation it"
-            " applies: give the data module an estimation_dataloader() without any.",
+            f"T is estimated on {name}, the training data set, with whatever augmentation it applies: give the data"
+            " module an estimation_dataloader() without any.",
         )
-    elif not isinstance(loader.sampler, SequentialSampler) and loader.batch_sampler is not None:
+        return
+    if not isinstance(loader.sampler, SequentialSampler) and loader.batch_sampler is not None:
         rank_zero_warn(
             f"estimation_dataloader() draws from {type(loader.sampler).__name__}; T is estimated over its data set in"
             " order, each example once."
         )
+    if "Random" in repr(variations):
+        rank_zero_warn(
+            f"estimation_dataloader() reads a {name} that varies its inputs at random: give one without augmentation."
+        )
+
+
+def estimation_loader(trainer: Trainer, module: LightningModule, rehearsal: bool = False) -> DataLoader[Any]:
+    """Return this process's share of the estimation data: in order, nothing padded, nothing twice.
+
+    The data is what ``estimation_dataloader()`` of the data module or the module gives, else the training data set. A
+    rehearsal takes its first batch.
+    """
+    loader, _ = _estimation_source(trainer, module)
     total, world = len(cast(Sized, loader.dataset)), trainer.world_size
     if total < world:
         raise ValueError(f"T cannot be estimated from {total} examples on {world} processes: use fewer processes.")
+    size = loader.batch_size
+    if size is None and loader.batch_sampler is not None:
+        size = getattr(loader.batch_sampler, "batch_size", 1)
+    share = range(trainer.global_rank, total, world)
     return DataLoader(
         loader.dataset,
-        batch_size=loader.batch_size or getattr(loader.batch_sampler, "batch_size", 1),
-        sampler=range(trainer.global_rank, total, world),
-        num_workers=loader.num_workers,
+        batch_size=size,
+        sampler=share[: size or 1] if rehearsal else share,
+        num_workers=0 if rehearsal else loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
+        timeout=0 if rehearsal else loader.timeout,
         worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
+        multiprocessing_context=None if rehearsal else loader.multiprocessing_context,
     )
 
 
@@ -313,12 +336,25 @@ def estimate(
     estimator: TransitionEstimator,
     predict: Predict,
 ) -> Tensor:
-    """Run the network over the loader and return T-hat on the CPU, the same bits on every process.
+    """Run the network over the loader and return T-hat on the CPU, the same bits on every process."""
+    feed(trainer, module, loader, estimator, predict)
+    transition: Tensor = trainer.strategy.broadcast(estimator.compute().cpu())
+    return transition
+
+
+def feed(
+    trainer: Trainer,
+    module: LightningModule,
+    loader: DataLoader[Any],
+    estimator: TransitionEstimator,
+    predict: Predict,
+) -> None:
+    """Run the network over the loader, and the estimator over its predictions.
 
     The bare module runs, not its DDP wrapper; random states and every submodule's training flag are left as they were.
     An error on one process ends them all.
     """
-    estimator = estimator.to(module.device)
+    estimator.to(module.device)
     training_flags = [(child, child.training) for child in module.modules()]
     module.eval()
     trainer.validating = True  # transfer hooks that augment while `trainer.training` must not
@@ -335,11 +371,9 @@ def estimate(
         trainer.training = True
         for child, flag in training_flags:
             child.training = flag
-    # The collectives of compute() are reached by all processes or by none.
+    # The collectives that follow are reached by all processes or by none.
     if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
         raise failure or RuntimeError("T could not be estimated: another process failed; see its message.")
-    transition: Tensor = trainer.strategy.broadcast(estimator.compute().cpu())
-    return transition
 
 
 def _no_examples(num_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -354,11 +388,22 @@ def _predictions(
     for batch in tqdm(loader, "Estimating T", disable=quiet, leave=False, delay=_PROGRESS_AFTER_SECONDS):
         batch = transfer(trainer.precision_plugin.convert_input(batch))
         with trainer.precision_plugin.forward_context():
-            logits, noisy_labels = predict(module, batch)
+            found = predict(module, batch)
+        if not isinstance(found, tuple | list) or len(found) != 2 or not isinstance(found[1], Tensor):
+            raise TypeError(
+                "predict must return the logits and the noisy labels of a batch, (logits, labels), two tensors; got"
+                f" {_kinds(found)}."
+            )
+        logits, noisy_labels = found
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(f"T is estimated from logits of shape (N, {num_classes}), but the network gave {got}.")
-        yield logits if logits.dtype == torch.float64 else logits.float(), noisy_labels
+        yield logits if logits.dtype == torch.float64 else logits.float(), noisy_labels.to(logits.device)
+
+
+def _kinds(found: Any) -> str:
+    parts = ", ".join(type(part).__name__ for part in found) if isinstance(found, tuple | list) else ""
+    return f"({parts})" if parts else f"a {type(found).__name__}"
 
 
 def _transfer(trainer: Trainer, module: LightningModule) -> Callable[[Any], Any]:

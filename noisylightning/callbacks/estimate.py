@@ -24,6 +24,11 @@ EstimatorFactory = Callable[[int], TransitionEstimator]
 
 def _first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Predict on the batches of most projects: ``(inputs, labels, ...)``."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise TypeError(
+            f"T is estimated from batches (inputs, labels, ...), but a batch is a {type(batch).__name__}: pass predict,"
+            " which maps the module and a batch to (logits, noisy labels)."
+        )
     return module(batch[0]), batch[1]
 
 
@@ -45,8 +50,9 @@ class EstimateTransitionCallback(Callback):
 
     It works with any LightningModule. A :class:`~noisylightning.NoisyLabelClassifier` brings its correction. For
     another project give ``correction`` and ``loss_attribute``, the name under which the module keeps its criterion, a
-    callable ``(logits, labels)``; or let the module define ``on_transition_estimated(self, transition)`` and do what it
-    likes with T-hat there (it is called again when a fit resumes in stage two).
+    callable ``(logits, labels)``, in whose place the correction stands with settings of its own (class weights, for
+    example); or let the module define ``on_transition_estimated(self, transition)`` and do what it likes with T-hat
+    there (it is called again when a fit resumes in stage two).
 
     Args:
         stage_one_epochs: Epochs of stage one, below the trainer's ``max_epochs``, stage two's being the rest.
@@ -105,6 +111,15 @@ class EstimateTransitionCallback(Callback):
         ):
             if choice not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {choice!r}.")
+        if isinstance(estimator, TransitionEstimator):
+            raise TypeError(
+                f"estimator must make an estimator from the number of classes, but an {type(estimator).__name__} was"
+                " passed: pass the class, or a functools.partial of it."
+            )
+        if not (correction is None or isinstance(correction, Correction)):
+            raise TypeError(
+                f"correction must be a Correction, for example ForwardCorrection(num_classes=10), got {correction!r}."
+            )
         self.stage_one_epochs = stage_one_epochs
         self.stage_one_steps = stage_one_steps
         self.patience = patience
@@ -127,6 +142,7 @@ class EstimateTransitionCallback(Callback):
         self._validations_since_best = 0
         self._stop_requested = False
         self._stage_two_span: tuple[int, int] | None = None
+        self._criterion_called: Callable[[], bool] | None = None  # of a module that got its correction from here
         self._doubled: tuple[int | None, int | None] | None = None  # the length of each stage of a doubled fit
 
     # Beginning
@@ -152,7 +168,7 @@ class EstimateTransitionCallback(Callback):
             require_use_of_transition(pl_module, self.loss_attribute)
         else:
             self.correction.initialize(self._num_classes(trainer, pl_module))
-            attach(self.correction, pl_module, self.loss_attribute)
+            self._criterion_called = attach(self.correction, pl_module, self.loss_attribute)
         _trainer.listen_for_early_stopping(trainer, self._on_early_stopping)
         _trainer.plan_schedules(trainer)
 
@@ -206,7 +222,8 @@ class EstimateTransitionCallback(Callback):
     @property
     def _config(self) -> dict[str, Any]:
         names = ("stage_one_epochs", "stage_one_steps", "patience", "estimate_from", "monitor", "mode", "reinit")
-        return {name: getattr(self, name) for name in names}
+        correction = None if self.correction is None else type(self.correction).__name__
+        return {name: getattr(self, name) for name in names} | {"correction": correction}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what stage two will begin from: the weights are on every process, and nothing is trained yet."""
@@ -237,8 +254,15 @@ class EstimateTransitionCallback(Callback):
         if self._stage_one_is_over(trainer):
             self._begin_stage_two(trainer, pl_module)
         else:
+            self._rehearse(trainer, pl_module)
             length = f"up to epoch {epochs - 1}" if epochs is not None else f"{steps} steps"
             rank_zero_info(f"Stage one: training on the noisy labels with T = identity, {length}.")
+
+    def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the first batch through the estimation pass, lest it fail after stage one."""
+        _trainer.warn_of_randomness(trainer, pl_module)
+        loader = _trainer.estimation_loader(trainer, pl_module, rehearsal=True)
+        _trainer.feed(trainer, pl_module, loader, self.estimator(self._num_classes(trainer, pl_module)), self.predict)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go to stage two where stage one is over; Lightning has saved, logged and scheduled all of it by now."""
@@ -274,6 +298,17 @@ class EstimateTransitionCallback(Callback):
             self._validations_since_best = 0
         else:
             self._validations_since_best += 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop where the module trains without the criterion that was to be corrected."""
+        self._require_called_criterion(pl_module)
+
+    def _require_called_criterion(self, module: LightningModule) -> None:
+        if self._criterion_called is not None and not self._criterion_called():
+            raise ValueError(
+                f"{type(module).__name__}.training_step does not call its {self.loss_attribute!r}, so its loss would"
+                " not be corrected: loss_attribute must name the criterion that it calls as (logits, labels)."
+            )
 
     def _on_early_stopping(self, trainer: Trainer) -> None:
         if self.stage == 1:

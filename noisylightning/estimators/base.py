@@ -18,7 +18,8 @@ class TransitionEstimator(Metric):
 
     Args:
         num_classes: Number of classes C, at least 2.
-        **kwargs: Passed on to :class:`torchmetrics.Metric` (``compute_on_cpu=True`` keeps large states off the GPU).
+        **kwargs: Passed on to :class:`torchmetrics.Metric` (``compute_on_cpu=True`` keeps large states off the GPU, for
+            one process: NCCL gathers from GPUs).
 
     Raises:
         ValueError: If ``num_classes`` is below 2.
