@@ -8,6 +8,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -505,6 +506,12 @@ def test_what_cannot_work_stops_at_once(tmp_path, callback, model, options, mess
     run = trainer(tmp_path, [EstimateTransitionCallback(**callback)], **{"max_epochs": 4} | options)
     with pytest.raises(ValueError, match=message):
         run.fit(model(), ToyData())
+
+
+def test_a_fit_without_training_data_is_refused(tmp_path):
+    model = classifier()
+    with pytest.raises(MisconfigurationException, match="`train_dataloader` must be implemented"):
+        trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(model)
 
 
 def test_iterable_data_is_refused(tmp_path):

@@ -144,11 +144,22 @@ def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
 
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
     run(tmp_path / "whole", ours(), EstimateTransitionCallback(2))
+    saved = tmp_path / "whole" / "every" / "epoch=0.ckpt"
     model = NoisyLabelClassifier(nn.Linear(5, 4), ForwardCorrection(num_classes=4))
+    with pytest.raises(ValueError, match=r"correction.transition has shape \(3, 3\), but .* has \(4, 4\)"):
+        run(tmp_path / "whole", model, EstimateTransitionCallback(2), ckpt_path=saved)
+    weights = torch.load(saved, weights_only=True)["state_dict"]
     with pytest.raises(ValueError, match="the checkpoint's T is for 3 classes but this ForwardCorrection is for 4"):
-        run(
-            tmp_path / "whole",
-            model,
-            EstimateTransitionCallback(2),
-            ckpt_path=tmp_path / "whole" / "every" / "epoch=0.ckpt",
-        )
+        model.correction.load_state_dict({"transition": weights["correction.transition"]})
+
+
+def test_a_foreign_checkpoint_of_other_classes_is_refused(tmp_path):
+    def callback(classes):
+        correction = ForwardCorrection(num_classes=classes)
+        return EstimateTransitionCallback(2, monitor="val_acc", correction=correction, loss_attribute="criterion")
+
+    run(tmp_path / "whole", ForeignClassifier(), callback(CLASSES))
+    other = ForeignClassifier()
+    other.net[-1] = nn.Linear(other.net[-1].in_features, 4)
+    with pytest.raises(ValueError, match=r"net.*weight has shape .*, but ForeignClassifier's has \(4,"):
+        run(tmp_path / "whole", other, callback(4), ckpt_path=tmp_path / "whole" / "every" / "epoch=0.ckpt")

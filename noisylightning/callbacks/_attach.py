@@ -1,4 +1,4 @@
-"""How a correction gets into a LightningModule that somebody else wrote."""
+"""What the callback does to a LightningModule that somebody else wrote: it brings the correction in, first of all."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from noisylightning.corrections import Correction, NoCorrection
 from noisylightning.losses import CrossEntropy
@@ -63,6 +64,23 @@ def attach(correction: Correction, module: nn.Module, name: str) -> Callable[[],
     else:
         setattr(module, name, corrected)
     return lambda: called
+
+
+def refuse_misfits(module: nn.Module) -> None:
+    """Let the module refuse a checkpoint of another network in one sentence, where torch would list every tensor."""
+
+    def compare(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name, value in module.state_dict().items():
+            saved = state.get(prefix + name)
+            if not isinstance(saved, Tensor) or not isinstance(value, Tensor) or is_lazy(value):
+                continue
+            if saved.shape != value.shape:
+                raise ValueError(
+                    f"The checkpoint's {name} has shape {tuple(saved.shape)}, but {type(module).__name__}'s has"
+                    f" {tuple(value.shape)}: build the network, and its number of classes, as when it was saved."
+                )
+
+    module.register_load_state_dict_pre_hook(compare)
 
 
 def _warn_of_lost_settings(criterion: object, correction: Correction, name: str) -> None:

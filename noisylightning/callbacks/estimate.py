@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from noisylightning.callbacks import _trainer
-from noisylightning.callbacks._attach import attach, require_use_of_transition
+from noisylightning.callbacks._attach import attach, refuse_misfits, require_use_of_transition
 from noisylightning.corrections import Correction
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
 from noisylightning.report import publish_transition
@@ -152,6 +152,7 @@ class EstimateTransitionCallback(Callback):
         if stage != "fit":
             return
         _trainer.refuse_unsupported(trainer)
+        refuse_misfits(pl_module)
         if self.stage_one_epochs is None and self.stage_one_steps is None and not _trainer.dev_batches(trainer):
             self._doubled = self._doubled or _trainer.double_length(trainer)
         self._require_room_for_stage_two(trainer)
