@@ -136,15 +136,37 @@ def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor, slope: bool = Tr
     samples, classes = logits.shape
     rows = max(1, PIECE // classes)
     if samples <= rows:
-        return _piece(logits, labels, columns, slope)
-    pieces = zip(logits.split(rows), labels.split(rows), strict=True)
+        q, difference = _piece(logits, labels, columns, slope)
+    else:
+        difference = torch.empty_like(logits, memory_format=torch.contiguous_format) if slope else logits
+        pieces = zip(logits.split(rows), labels.split(rows), difference.split(rows), strict=True)
+        q = torch.cat([_piece(z, y, columns, slope, out if slope else None)[0] for z, y, out in pieces])
+    if not samples or q.min().item() > SMALLEST_SUM[q.dtype]:
+        return q.log_(), difference
+    small = (~(q > SMALLEST_SUM[q.dtype])).squeeze(1).nonzero().squeeze(1)  # NaN is here too, and stays NaN
+    with torch.set_grad_enabled(slope):
+        some = logits[small].detach().requires_grad_(slope)
+        exact = _exact(some, labels[small], columns)
+        if slope:
+            difference[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()
+    return q.log_().index_copy_(0, small, exact.detach().unsqueeze(1)), difference
+
+
+def _piece(
+    logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``(p T)_y``, not exact where it underflows, and ``p - r``."""
+    wide = logits.dtype if logits.dtype in SMALLEST_SUM else torch.float32
+    p = _softmax(logits, wide, out if wide == logits.dtype else None)
+    r = columns.index_select(0, labels)
+    r = (r if r.dtype == wide else r.to(wide)).mul_(p)
+    q = r.sum(1, keepdim=True)
     if not slope:
-        return torch.cat([_piece(z, y, columns, slope)[0] for z, y in pieces]), logits
-    difference = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    rooms = difference.split(rows)
-    return torch.cat(
-        [_piece(*pair, columns, slope, out)[0] for pair, out in zip(pieces, rooms, strict=True)]
-    ), difference
+        return q, p
+    p.addcdiv_(r, q, value=-1)
+    if wide == logits.dtype:
+        return q, p
+    return q, p.to(logits.dtype) if out is None else out.copy_(p)
 
 
 def _softmax(logits: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
@@ -152,28 +174,6 @@ def _softmax(logits: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
         return torch.softmax(logits, 1, dtype=dtype, out=out)
     p = torch.softmax(logits.t().contiguous(), 0, dtype=dtype).t()
     return p.contiguous() if out is None else out.copy_(p)
-
-
-def _piece(
-    logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    wide = logits.dtype if logits.dtype in SMALLEST_SUM else torch.float32
-    p = _softmax(logits, wide, out if wide == logits.dtype else None)
-    r = columns.index_select(0, labels)
-    r = (r if r.dtype == wide else r.to(wide)).mul_(p)
-    q = r.sum(1, keepdim=True)
-    difference = p.addcdiv_(r, q, value=-1) if slope else p
-    if wide != logits.dtype:
-        difference = difference.to(logits.dtype) if out is None else out.copy_(difference)
-    if not len(q) or q.min().item() > SMALLEST_SUM[wide]:
-        return q.log_(), difference
-    small = (~(q > SMALLEST_SUM[wide])).squeeze(1).nonzero().squeeze(1)  # NaN is here too, and stays NaN
-    with torch.set_grad_enabled(slope):
-        some = logits[small].detach().requires_grad_(slope)
-        exact = _exact(some, labels[small], columns)
-        if slope:
-            difference[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()
-    return q.log_().index_copy_(0, small, exact.detach().unsqueeze(1)), difference
 
 
 def log_matmul(log_p: Tensor, matrix: Tensor) -> Tensor:
