@@ -58,12 +58,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "estimation.json")
     arguments = parser.parse_args()
     rows, results = [], {}
+    seed_everything(0)
     cases = {
         "ResNet-14, 2,000 images 3x32x32": (CIFARResNet(depth=14, num_classes=10), torch.randn(2000, 3, 32, 32)),
         "784-128-128-10, 60,000 images 28x28": (MLP(784, 10), torch.randn(60000, 1, 28, 28)),
     }
     for name, (backbone, inputs) in cases.items():
-        seed_everything(0)
         labels = torch.arange(len(inputs)) % 10
         data = ArrayDataModule((inputs, labels))
         compare = Compare(arguments.repeats)
