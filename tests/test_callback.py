@@ -1,6 +1,7 @@
 """The two stages in one fit, held against the separate fits that they stand for."""
 
 import logging
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -506,6 +507,13 @@ def test_what_cannot_work_stops_at_once(tmp_path, callback, model, options, mess
     run = trainer(tmp_path, [EstimateTransitionCallback(**callback)], **{"max_epochs": 4} | options)
     with pytest.raises(ValueError, match=message):
         run.fit(model(), ToyData())
+
+
+def test_a_module_can_be_pickled_after_the_fit(tmp_path):
+    model = classifier()
+    trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(model, ToyData())
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(weights(again), weights(model))
 
 
 def test_a_fit_without_training_data_is_refused(tmp_path):

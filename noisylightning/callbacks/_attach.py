@@ -68,19 +68,19 @@ def attach(correction: Correction, module: nn.Module, name: str) -> Callable[[],
 
 def refuse_misfits(module: nn.Module) -> None:
     """Let the module refuse a checkpoint of another network in one sentence, where torch would list every tensor."""
+    module.register_load_state_dict_pre_hook(_compare_shapes)
 
-    def compare(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        for name, value in module.state_dict().items():
-            saved = state.get(prefix + name)
-            if not isinstance(saved, Tensor) or not isinstance(value, Tensor) or is_lazy(value):
-                continue
-            if saved.shape != value.shape:
-                raise ValueError(
-                    f"The checkpoint's {name} has shape {tuple(saved.shape)}, but {type(module).__name__}'s has"
-                    f" {tuple(value.shape)}: build the network, and its number of classes, as when it was saved."
-                )
 
-    module.register_load_state_dict_pre_hook(compare)
+def _compare_shapes(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, value in module.state_dict().items():
+        saved = state.get(prefix + name)
+        if not isinstance(saved, Tensor) or not isinstance(value, Tensor) or is_lazy(value):
+            continue
+        if saved.shape != value.shape:
+            raise ValueError(
+                f"The checkpoint's {name} has shape {tuple(saved.shape)}, but {type(module).__name__}'s has"
+                f" {tuple(value.shape)}: build the network, and its number of classes, as when it was saved."
+            )
 
 
 def _warn_of_lost_settings(criterion: object, correction: Correction, name: str) -> None:
