@@ -7,7 +7,8 @@ else the machine does falls on both alike; the ratio is that of their medians. P
 its inputs, measured in a process of its own. ``softmax @ T`` is the formula in common use, ``-log(softmax(z) @ T)[y]``.
 On Linux the C library is told to keep freed memory: else what is measured is how often it gives a buffer back to the
 system and has it zeroed again, which hangs on what ran before. The settings are in the result.
-CUDA is measured too where there is one. Other work on the machine disturbs several threads more than one: then say
+``no kernel`` is what remains of forward correction where the package was installed without a C++ compiler. CUDA is
+measured too where there is one. Other work on the machine disturbs several threads more than one: then say
 ``--threads 1``. Writes ``benchmarks/results/losses.json`` and ``losses.md``.
 """
 
@@ -28,7 +29,7 @@ from common import environment, write_json, write_table
 from torch import Tensor
 
 from noisylightning.corrections import BackwardCorrection, ForwardCorrection, ImportanceReweighting
-from noisylightning.functional import forward_cross_entropy
+from noisylightning.functional import _fused, forward_cross_entropy
 from noisylightning.structured import SparseTransition, SymmetricTransition, Transition
 
 RESULTS = Path(__file__).parent / "results"
@@ -78,13 +79,28 @@ def formulas(classes: int, device: str, dtype: torch.dtype, compiled: bool) -> d
     made[RIVAL] = lambda z, y: F.nll_loss((z.softmax(1) @ narrow).log(), y)
     made["forward"] = forward
     made["forward, function"] = lambda z, y: forward_cross_entropy(z, y, by_columns)
+    if device == "cpu":
+        made["forward, no kernel"] = without_kernel(forward)
     if compiled:
-        made["forward, compiled"] = torch.compile(lambda z, y: forward(z, y), fullgraph=True, dynamic=False)
+        made["forward, torch.compile"] = torch.compile(lambda z, y: forward(z, y), fullgraph=True, dynamic=False)
     made["forward, symmetric T"] = ForwardCorrection(SymmetricTransition(classes, 0.2))
     if classes < 10_000:
         made["backward"] = BackwardCorrection(dense).to(device)
     made["importance"] = ImportanceReweighting(dense).to(device)
     return made
+
+
+def without_kernel(formula: Formula) -> Formula:
+    """A formula as it runs where the package was installed without a C++ compiler."""
+
+    def run(logits: Tensor, labels: Tensor) -> Tensor:
+        kernel, _fused.kernel = _fused.kernel, None  # type: ignore[assignment]
+        try:
+            return formula(logits, labels)
+        finally:
+            _fused.kernel = kernel
+
+    return run
 
 
 def problem(classes: int, samples: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
@@ -182,7 +198,8 @@ def main() -> None:
                     print(*row.values(), f"{taken * 1e6:.0f} us", f"{taken / base:.2f}", sep="  ", flush=True)
     if not arguments.no_memory:
         add_memory(rows)
-    write_json(RESULTS / "losses.json", {"environment": environment(), "rows": rows})
+    kernel = {"fused_kernel": _fused.kernel is not None}
+    write_json(RESULTS / "losses.json", {"environment": environment() | kernel, "rows": rows})
     write_table(RESULTS / "losses.md", *table(rows))
 
 
@@ -192,7 +209,7 @@ def add_memory(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for name in (BASE, row["formula"]):
             key = (row["classes"], row["dtype"], row["device"], name)
-            if key not in known and "compiled" not in name:
+            if key not in known and "compile" not in name:
                 known[key] = memory_of(*key)
         peak = known.get((row["classes"], row["dtype"], row["device"], row["formula"]))
         if peak is not None:

@@ -174,12 +174,13 @@ class Correction(nn.Module):
 
     def known_transition(self) -> Tensor | Transition:
         """T; raises :class:`RuntimeError` as long as even its number of classes is unknown."""
-        if self.transition is None:
+        transition = self.transition
+        if transition is None:
             raise RuntimeError(
                 f"{type(self).__name__} does not know its number of classes: create it with num_classes or a "
                 "transition, or call initialize(num_classes) first."
             )
-        return self.transition
+        return transition
 
 
 class NoCorrection(Correction):

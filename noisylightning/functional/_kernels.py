@@ -2,19 +2,21 @@
 
 Two ways to the same number. ``exact_*`` are plain differentiable operations, shifted per sample so that nothing
 underflows: they serve compilation, ``torch.func``, a T that wants a gradient, second derivatives, and accelerators.
-The two :class:`torch.autograd.Function` are for eager CPU training with a fixed T: one exponential per logit,
-cache-sized pieces, and one buffer, which the backward pass gives away as the gradient; the rare samples that underflow
-are repaired by the exact way.
+The two :class:`torch.autograd.Function` are for eager CPU training with a fixed T: one buffer, which the backward pass
+gives away as the gradient, filled by a compiled kernel that reads each logit once (:mod:`._fused`) or, where that does
+not serve, in cache-sized pieces by steps of torch; the rare samples that underflow are repaired by the exact way.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from noisylightning.functional import _fused
 from noisylightning.functional._checks import values_readable
 
 PIECE = 2**20  # entries worked on at a time: 4 MiB of float32, so that the steps find each other's results in the cache
@@ -38,7 +40,7 @@ def log_likelihood(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor
     if _is_plain(logits, labels, transition):
         if logits.requires_grad and torch.is_grad_enabled():
             return _LogLikelihood.apply(logits, labels, transition.t())
-        return _in_pieces(logits, labels, transition.t(), slope=False)[0].squeeze(1)
+        return _evaluate(logits, labels, transition.t(), slope=False)[0]
     return _exact(logits, labels, transition.t())
 
 
@@ -86,9 +88,10 @@ class _LogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
-        log_q, ctx.difference = _in_pieces(logits, labels, columns)
+        ctx.factor = 1
+        log_q, ctx.difference, _ = _evaluate(logits, labels, columns)
         ctx.save_for_backward(logits, labels, columns)
-        return log_q.squeeze(1)
+        return log_q
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -105,15 +108,19 @@ class _MeanCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
-        log_q, ctx.difference = _in_pieces(logits, labels, columns)
+        samples = len(logits)
+        # Divided here, nothing is left to do for a gradient of 1; float16 has no room for numbers so small.
+        ctx.factor = 1 if logits.dtype is torch.float16 else 1 / samples
+        log_q, ctx.difference, total = _evaluate(logits, labels, columns, factor=ctx.factor)
         ctx.save_for_backward(logits, labels, columns)
-        return log_q.sum() / -len(log_q)
+        return torch.scalar_tensor(-total / samples, dtype=log_q.dtype, device=logits.device)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         if _is_plain_gradient(grad):
             difference = _handed_over(ctx)
-            return difference.mul_(grad.item() / len(difference)), None, None
+            factor = grad.item() / (len(difference) if ctx.factor == 1 else 1)
+            return difference if factor == 1 else difference.mul_(factor), None, None
         logits, *others = ctx.saved_tensors
         with torch.enable_grad():
             return torch.autograd.grad(-_exact(logits, *others).mean(), logits, grad, create_graph=True)[0], None, None
@@ -126,36 +133,55 @@ def _is_plain_gradient(grad: Tensor) -> bool:
 
 
 def _handed_over(ctx: Any) -> Tensor:
-    """The buffer ``p - r``, to be overwritten by the caller: another pass over the same graph computes it anew."""
+    """The slope's buffer, to be overwritten by the caller: another pass over the same graph computes it anew."""
     difference, ctx.difference = ctx.difference, None
-    return _in_pieces(*ctx.saved_tensors)[1] if difference is None else difference
+    if difference is None:
+        logits, labels, columns = ctx.saved_tensors
+        difference = _evaluate(logits, labels, columns, factor=ctx.factor)[1]
+    return difference
 
 
-def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor, slope: bool = True) -> tuple[Tensor, Tensor]:
-    """``log (p T)_y``, shape ``(M, 1)``, and ``p - r``, which is all that the first derivative needs."""
-    samples, classes = logits.shape
-    rows = max(1, PIECE // classes)
-    if samples <= rows:
-        q, difference = _piece(logits, labels, columns, slope)
+def _evaluate(
+    logits: Tensor, labels: Tensor, columns: Tensor, slope: bool = True, factor: float = 1
+) -> tuple[Tensor, Tensor, float]:
+    """``log (p T)_y``, shape ``(M,)``; ``factor (p - r)``, all that a first derivative needs; the sum of the first."""
+    if _fused.serves(logits, labels, columns):
+        smallest = _fused.SMALLEST_LOG_SUM
+        log_q, difference, total = _fused.log_likelihood(logits, labels, columns, slope, factor)
+        if not math.isnan(total):
+            return log_q, difference, total
     else:
-        difference = torch.empty_like(logits, memory_format=torch.contiguous_format) if slope else logits
-        pieces = zip(logits.split(rows), labels.split(rows), difference.split(rows), strict=True)
-        q = torch.cat([_piece(z, y, columns, slope, out if slope else None)[0] for z, y, out in pieces])
-    if not samples or q.min().item() > SMALLEST_SUM[q.dtype]:
-        return q.log_(), difference
-    small = (~(q > SMALLEST_SUM[q.dtype])).squeeze(1).nonzero().squeeze(1)  # NaN is here too, and stays NaN
+        log_q, difference = _in_pieces(logits, labels, columns, slope, factor)
+        smallest = math.log(SMALLEST_SUM[log_q.dtype])
+        if not len(log_q) or log_q.min().item() > smallest:
+            return log_q, difference, log_q.sum().item()
+    small = (~(log_q > smallest)).nonzero().squeeze(1)  # NaN is here too, and stays NaN
     with torch.set_grad_enabled(slope):
         some = logits[small].detach().requires_grad_(slope)
         exact = _exact(some, labels[small], columns)
         if slope:
-            difference[small] = torch.autograd.grad(exact.sum(), some)[0].neg_()
-    return q.log_().index_copy_(0, small, exact.detach().unsqueeze(1)), difference
+            difference[small] = torch.autograd.grad(exact.sum(), some)[0].mul_(-factor)
+    log_q.index_copy_(0, small, exact.detach())
+    return log_q, difference, log_q.sum().item()
+
+
+def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, factor: float) -> tuple[Tensor, Tensor]:
+    """``log (p T)_y``, not exact where it underflows, and ``factor (p - r)``, in steps of torch."""
+    samples, classes = logits.shape
+    rows = max(1, PIECE // classes)
+    if samples <= rows:
+        q, difference = _piece(logits, labels, columns, slope, factor)
+    else:
+        difference = torch.empty_like(logits, memory_format=torch.contiguous_format) if slope else logits
+        pieces = zip(logits.split(rows), labels.split(rows), difference.split(rows), strict=True)
+        q = torch.cat([_piece(z, y, columns, slope, factor, out if slope else None)[0] for z, y, out in pieces])
+    return q.log_().squeeze(1), difference
 
 
 def _piece(
-    logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, out: Tensor | None = None
+    logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, factor: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``(p T)_y``, not exact where it underflows, and ``p - r``."""
+    """``(p T)_y``, shape ``(M, 1)``, and ``factor (p - r)``."""
     wide = logits.dtype if logits.dtype in SMALLEST_SUM else torch.float32
     p = _softmax(logits, wide, out if wide == logits.dtype else None)
     r = columns.index_select(0, labels)
@@ -164,6 +190,8 @@ def _piece(
     if not slope:
         return q, p
     p.addcdiv_(r, q, value=-1)
+    if factor != 1:
+        p.mul_(factor)
     if wide == logits.dtype:
         return q, p
     return q, p.to(logits.dtype) if out is None else out.copy_(p)

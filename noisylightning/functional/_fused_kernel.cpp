@@ -1,0 +1,283 @@
+// (p T)_y and its slope for a dense T, one sample after the other: z and one column of T are read, p - r is written.
+//
+// The vectors are the compiler's own (gcc, clang), so that the same lines serve every processor; nothing of torch is
+// included, so that one build serves every version of torch and Python. The callers are in _fused.py.
+
+#define Py_LIMITED_API 0x030a0000
+#include <Python.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#define INLINED __attribute__((always_inline))
+
+namespace {
+
+template <int lanes>
+struct Vector {
+  typedef float Floats __attribute__((vector_size(4 * lanes)));
+  typedef uint32_t Words __attribute__((vector_size(4 * lanes)));
+  typedef uint16_t Halves __attribute__((vector_size(2 * lanes)));
+};
+template <int lanes>
+using Floats = typename Vector<lanes>::Floats;
+template <int lanes>
+using Words = typename Vector<lanes>::Words;
+template <int lanes>
+using Halves = typename Vector<lanes>::Halves;
+
+template <class To, class From>
+INLINED inline To same_bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <int lanes>
+INLINED inline Floats<lanes> load(const float* from) {
+  Floats<lanes> x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+template <int lanes>
+INLINED inline Floats<lanes> load(const BFloat16* from) {
+  Halves<lanes> x;
+  std::memcpy(&x, from, sizeof x);
+  return same_bits<Floats<lanes>>(__builtin_convertvector(x, Words<lanes>) << 16);
+}
+
+template <int lanes>
+INLINED inline void store(float* to, Floats<lanes> x) {
+  std::memcpy(to, &x, sizeof x);
+}
+
+template <int lanes>
+INLINED inline void store(BFloat16* to, Floats<lanes> x) {
+  const auto bits = same_bits<Words<lanes>>(x);
+  const Words<lanes> even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to the nearest, ties to the even one
+  const Words<lanes> rounded = x == x ? even : (bits >> 16) | 0x40;      // NaN stays NaN
+  const auto halves = __builtin_convertvector(rounded, Halves<lanes>);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
+template <int lanes>
+INLINED inline float sum(Floats<lanes> x) {
+  if constexpr (lanes == 1) {
+    return x[0];
+  } else {
+    Floats<lanes / 2> half[2];
+    std::memcpy(half, &x, sizeof x);
+    return sum<lanes / 2>(half[0] + half[1]);
+  }
+}
+
+template <int lanes>
+INLINED inline float largest(Floats<lanes> x) {
+  if constexpr (lanes == 1) {
+    return x[0];
+  } else {
+    Floats<lanes / 2> half[2];
+    std::memcpy(half, &x, sizeof x);
+    return largest<lanes / 2>(half[0] > half[1] ? half[0] : half[1]);
+  }
+}
+
+// e^x for x <= 0, to a unit or two in the last place; zero where float32 would leave its normal numbers; NaN stays NaN.
+template <int lanes>
+INLINED inline Floats<lanes> exponential(Floats<lanes> x) {
+  const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, into the lowest bits
+  const Floats<lanes> shifted = x * 1.44269504f + round;
+  const Floats<lanes> n = shifted - round;
+  const Floats<lanes> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // x - n ln 2, ln 2 in two parts
+  // The polynomial of the Cephes library (Moshier): e^r for |r| <= ln(2) / 2.
+  Floats<lanes> p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const auto power = same_bits<Floats<lanes>>((same_bits<Words<lanes>>(shifted) + 127) << 23);  // 2^n
+  return x < -87.0f ? Floats<lanes>{} : p * power;
+}
+
+// Calls f(width, i) for consecutive pieces of the numbers 0..n-1: as many of the widest as go in, then of 4, then of 1.
+template <int widest, class F>
+INLINED inline void for_pieces(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + widest <= n; i += widest) f(std::integral_constant<int, widest>{}, i);
+  if constexpr (widest > 4) {
+    for (; i + 4 <= n; i += 4) f(std::integral_constant<int, 4>{}, i);
+  }
+  for (; i < n; ++i) f(std::integral_constant<int, 1>{}, i);
+}
+
+struct Problem {
+  const void* logits;     // (samples, classes)
+  const int64_t* labels;  // (samples,)
+  const float* columns;   // T^t, (classes, classes)
+  int64_t classes;
+  float* log_q;      // (samples,)
+  void* difference;  // factor times p - r, (samples, classes), or null
+  float factor;
+  bool label_out_of_range;
+};
+
+template <class Number, int widest>
+INLINED inline void rows(int64_t begin, int64_t end, void* context) {
+  Problem& problem = *static_cast<Problem*>(context);
+  constexpr bool keeps_p = std::is_same_v<Number, float>;  // else it would be rounded, and is worked out again
+  const int64_t classes = problem.classes;
+  for (int64_t sample = begin; sample < end; ++sample) {
+    const int64_t label = problem.labels[sample];
+    if (label < 0 || label >= classes) {
+      __atomic_store_n(&problem.label_out_of_range, true, __ATOMIC_RELAXED);
+      return;
+    }
+    const Number* z = static_cast<const Number*>(problem.logits) + sample * classes;
+    const float* t = problem.columns + label * classes;
+    Number* difference = static_cast<Number*>(problem.difference);
+    if (difference) difference += sample * classes;
+
+    Floats<widest> wide_top = Floats<widest>{} - INFINITY;
+    float top = -INFINITY;
+    for_pieces<widest>(classes, [&](auto width, int64_t i) INLINED {
+      const auto x = load<width>(z + i);
+      if constexpr (width == widest) {
+        wide_top = x > wide_top ? x : wide_top;
+      } else {
+        top = largest<width>(x) > top ? largest<width>(x) : top;
+      }
+    });
+    top = largest<widest>(wide_top) > top ? largest<widest>(wide_top) : top;
+
+    Floats<widest> wide_p{}, wide_q{};
+    float all_p = 0, all_q = 0;  // sums of e^z and of e^z T_y, but for e^top
+    for_pieces<widest>(classes, [&](auto width, int64_t i) INLINED {
+      const Floats<width> p = exponential<width>(load<width>(z + i) - top);
+      const Floats<width> q = p * load<width>(t + i);
+      if constexpr (keeps_p) {
+        if (difference) store<width>(difference + i, p);
+      }
+      if constexpr (width == widest) {
+        wide_p += p;
+        wide_q += q;
+      } else {
+        all_p += sum<width>(p);
+        all_q += sum<width>(q);
+      }
+    });
+    all_p += sum<widest>(wide_p);
+    all_q += sum<widest>(wide_q);
+    problem.log_q[sample] = std::log(all_q / all_p);
+
+    if (difference) {
+      const float per_p = problem.factor / all_p, per_q = problem.factor / all_q;
+      for_pieces<widest>(classes, [&](auto width, int64_t i) INLINED {
+        Floats<width> p;
+        if constexpr (keeps_p) {
+          p = load<width>(difference + i);
+        } else {
+          p = exponential<width>(load<width>(z + i) - top);
+        }
+        store<width>(difference + i, p * (per_p - load<width>(t + i) * per_q));
+      });
+    }
+  }
+}
+
+typedef void (*Rows)(int64_t, int64_t, void*);
+
+// A vector wider than the processor's own would be taken apart number by number.
+template <class Number>
+void rows_by_4(int64_t begin, int64_t end, void* problem) {
+  rows<Number, 4>(begin, end, problem);
+}
+
+#if defined(__x86_64__)
+template <class Number>
+__attribute__((target("avx2,fma"))) void rows_by_8(int64_t begin, int64_t end, void* problem) {
+  rows<Number, 8>(begin, end, problem);
+}
+
+template <class Number>
+__attribute__((target("avx512f,avx512bw"))) void rows_by_16(int64_t begin, int64_t end, void* problem) {
+  rows<Number, 16>(begin, end, problem);
+}
+#endif
+
+template <class Number>
+Rows widest_rows() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) return rows_by_16<Number>;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return rows_by_8<Number>;
+#endif
+  return rows_by_4<Number>;
+}
+
+typedef int32_t (*ParallelFor)(int64_t begin, int64_t end, int64_t grain, Rows, void* context);
+
+PyObject* log_likelihood(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 11) {
+    PyErr_SetString(PyExc_TypeError, "log_likelihood takes 11 arguments.");
+    return nullptr;
+  }
+  const auto address = [&](int i) { return PyLong_AsVoidPtr(arguments[i]); };
+  const auto number = [&](int i) { return PyLong_AsLongLong(arguments[i]); };
+  const auto parallel_for = reinterpret_cast<ParallelFor>(address(0));
+  const bool half = number(1) != 0;
+  Problem problem{
+      address(2),
+      static_cast<const int64_t*>(address(3)),
+      static_cast<const float*>(address(4)),
+      number(6),
+      static_cast<float*>(address(7)),
+      address(8),
+      static_cast<float>(PyFloat_AsDouble(arguments[9])),
+      false,
+  };
+  const int64_t samples = number(5);
+  const double smallest = PyFloat_AsDouble(arguments[10]);
+  if (PyErr_Occurred()) return nullptr;
+
+  static const Rows of_float = widest_rows<float>(), of_bfloat16 = widest_rows<BFloat16>();
+  const Rows work = half ? of_bfloat16 : of_float;
+  const int64_t grain = 1 + 32768 / (problem.classes + 1);  // samples that are worth a thread
+  int32_t failed = 0;
+  double total = 0;
+  Py_BEGIN_ALLOW_THREADS;
+  if (parallel_for && samples > grain) {
+    failed = parallel_for(0, samples, grain, work, &problem);
+  } else {
+    work(0, samples, &problem);
+  }
+  for (int64_t sample = 0; sample < samples; ++sample) {
+    total += problem.log_q[sample] > smallest ? problem.log_q[sample] : NAN;
+  }
+  Py_END_ALLOW_THREADS;
+  if (failed || problem.label_out_of_range) {
+    PyErr_SetString(failed ? PyExc_RuntimeError : PyExc_IndexError,
+                    failed ? "torch's threads failed." : "a label is out of range.");
+    return nullptr;
+  }
+  return PyFloat_FromDouble(total);
+}
+
+PyMethodDef methods[] = {
+    {"log_likelihood", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(log_likelihood)), METH_FASTCALL,
+     "Writes log_q and difference; returns the sum of log_q, or NaN where one of them is not above smallest."},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_fused_kernel", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__fused_kernel() { return PyModule_Create(&module); }
