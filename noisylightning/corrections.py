@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from noisylightning.functional._checks import check_inputs, check_transition
 from noisylightning.functional._kernels import LARGEST_EXPONENT
 from noisylightning.functional._reduction import log_softmax, pick
-from noisylightning.functional.backward import inverse_rows, invert_transition
-from noisylightning.functional.forward import label_cross_entropy, label_log_likelihood, noisy_log_posterior
+from noisylightning.functional.backward import inverse_rows, invert_transition, settled_backward_cross_entropy
+from noisylightning.functional.forward import label_log_likelihood, noisy_log_posterior, settled_forward_cross_entropy
 from noisylightning.losses import CrossEntropy, LikelihoodLoss, Loss
 from noisylightning.structured import Transition
 from noisylightning.transition import load_transition, validate_transition
@@ -249,7 +249,8 @@ class ForwardCorrection(Correction):
         transition, loss = self.known_transition(), self.loss
         soft = labels.is_floating_point()
         if type(loss) is CrossEntropy and not soft:  # which has a kernel of its own
-            return label_cross_entropy(logits, labels, kept, transition, loss.weight, loss.reduction, self.floor)
+            weight, reduction = loss.weight, loss.reduction
+            return settled_forward_cross_entropy(logits, labels, kept, transition, weight, reduction, self.floor)
         if isinstance(loss, LikelihoodLoss) and not soft:
             values = loss.of_log_likelihood(label_log_likelihood(logits, labels, transition, self.floor))
         else:
@@ -310,6 +311,8 @@ class BackwardCorrection(Correction):
         """The reduced combination of base losses; arguments as in :meth:`Correction.corrected`."""
         transition, loss = self.known_transition(), self.loss
         inverse = transition if self.inverse is None else self.inverse
+        if type(loss) is CrossEntropy and not labels.is_floating_point():  # which has a kernel of its own
+            return settled_backward_cross_entropy(logits, labels, kept, inverse, loss.weight, loss.reduction)
         weights = inverse_rows(labels, inverse, torch.promote_types(logits.dtype, torch.float32))
         return loss.reduce(loss.values(logits, loss.weighted(weights), *index), labels, kept, weighted=True)
 
@@ -346,10 +349,13 @@ class ImportanceReweighting(Correction):
     def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
         """The reduced reweighted base loss; arguments as in :meth:`Correction.corrected`."""
         loss = self.loss
+        log_p = log_softmax(logits)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_weight):
-            beta = self.importance(logits, labels)
+            beta = self._importance(logits, log_p, labels)
         if labels.is_floating_point():
             return loss.reduce(loss.values(logits, loss.weighted(beta * labels), *index), labels, kept)
+        if isinstance(loss, LikelihoodLoss):
+            return loss.reduce(beta * loss.of_log_likelihood(pick(log_p, labels)), labels, kept)
         return loss.reduce(beta * loss.values(logits, labels, *index), labels, kept)
 
     def importance(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -364,7 +370,10 @@ class ImportanceReweighting(Correction):
         Returns:
             Shape of ``labels``.
         """
-        transition, log_p = self.known_transition(), log_softmax(logits)
+        return self._importance(logits, log_softmax(logits), labels)
+
+    def _importance(self, logits: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
+        transition = self.known_transition()
         if labels.is_floating_point():
             log_ratio = log_p - noisy_log_posterior(logits, transition)
         else:

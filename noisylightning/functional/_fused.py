@@ -1,4 +1,4 @@
-"""The way into ``_fused_kernel.cpp``: ``(p T)_y`` and its slope in one go, where the package was built with a compiler.
+"""The way into ``_fused_kernel.cpp``: corrected cross-entropy and its slope in one go, where it could be compiled.
 
 The kernel takes addresses, so all that makes an address safe to hand over is asked here. Without it, and for what it
 does not serve, :mod:`noisylightning.functional._kernels` does the same in steps of torch.
@@ -17,9 +17,9 @@ try:
 except ImportError:  # installed where there was no C++ compiler
     kernel = None  # type: ignore[assignment]
 
-__all__ = ["PARALLEL_FOR", "SMALLEST_LOG_SUM", "kernel", "log_likelihood", "serves"]
+__all__ = ["PARALLEL_FOR", "SMALLEST_LOG_SUM", "evaluate", "kernel", "serves"]
 
-SMALLEST_LOG_SUM = math.log(1e-19)  # e^z below 2e-38 counts as 0: beside a larger sum this is not to be seen
+SMALLEST_LOG_SUM = math.log(1e-19)  # the kernel takes e^z below 2e-38 for 0: it is not to be seen in a larger sum
 PLAIN = (Tensor, nn.Parameter)  # a subclass may keep its numbers elsewhere
 
 
@@ -35,62 +35,65 @@ def _address_of_parallel_for() -> int:
 PARALLEL_FOR = _address_of_parallel_for()
 
 
-def serves(logits: Tensor, labels: Tensor, columns: Tensor) -> bool:
+def serves(logits: Tensor, labels: Tensor, table: Tensor) -> bool:
     """Whether the kernel is there, and made for these: on the CPU, contiguous, T in float32.
 
     Args:
         logits: Shape ``(M, C)``.
         labels: Class indices, shape ``(M,)``.
-        columns: ``T^t``, shape ``(C, C)``.
+        table: ``T^t`` or ``T^-1``, shape ``(C, C)``.
     """
     return (
         kernel is not None
         and logits.dtype in (torch.float32, torch.bfloat16)
-        and columns.dtype is torch.float32
+        and table.dtype is torch.float32
         and labels.dtype is torch.int64
         and logits.is_contiguous()
         and labels.is_contiguous()
-        and columns.is_contiguous()
+        and table.is_contiguous()
         and not logits.is_neg()
         and type(logits) in PLAIN
         and type(labels) in PLAIN
-        and type(columns) in PLAIN
+        and type(table) in PLAIN
     )
 
 
-def log_likelihood(
-    logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, factor: float
+def evaluate(
+    logits: Tensor, labels: Tensor, table: Tensor, backward: bool, slope: bool, factor: float, smallest: float
 ) -> tuple[Tensor, Tensor, float]:
-    """``log (p T)_y``, not exact where it underflows, and its slope.
+    """``log (p T)_y``, or ``sum_k (T^-1)_yk log p_k``, and its slope.
 
     Args:
         logits: Shape ``(M, C)``, float32 or bfloat16.
         labels: Class indices, shape ``(M,)``.
-        columns: ``T^t``, shape ``(C, C)``, float32.
-        slope: Whether ``p - r`` is wanted.
-        factor: What ``p - r`` is multiplied by.
+        table: ``T^t``, or ``T^-1``, shape ``(C, C)``, float32.
+        backward: Whether it is the latter.
+        slope: Whether the slope is wanted.
+        factor: What the slope is multiplied by, and turned round.
+        smallest: What a value must exceed to be trusted.
 
     Returns:
-        ``log (p T)_y``, shape ``(M,)``; the slope, in the dtype of the logits, if wanted; and the sum of the first, or
-        NaN where one of them is not above :data:`SMALLEST_LOG_SUM`.
+        One value per sample, shape ``(M,)``; the slope, in the dtype of the logits, if wanted; and the sum of the
+        values, or NaN where one of them cannot be trusted.
 
     Raises:
         IndexError: A label out of range.
     """
     samples, classes = logits.shape
-    log_q = torch.empty(samples, dtype=torch.float32, device=logits.device)
+    values = torch.empty(samples, dtype=torch.float32, device=logits.device)
     difference = torch.empty_like(logits) if slope else None
-    total = kernel.log_likelihood(
+    total = kernel.evaluate(
         PARALLEL_FOR,
+        backward,
         logits.dtype is torch.bfloat16,
         logits.data_ptr(),
         labels.data_ptr(),
-        columns.data_ptr(),
+        table.data_ptr(),
         samples,
         classes,
-        log_q.data_ptr(),
+        values.data_ptr(),
         0 if difference is None else difference.data_ptr(),
         factor,
-        SMALLEST_LOG_SUM,
+        smallest,
     )
-    return log_q, logits if difference is None else difference, total
+    return values, logits if difference is None else difference, total

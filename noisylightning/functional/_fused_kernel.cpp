@@ -1,4 +1,5 @@
-// (p T)_y and its slope for a dense T, one sample after the other: z and one column of T are read, p - r is written.
+// Corrected cross-entropy and its slope for a dense T, one sample after the other: its logits z and one row of a table
+// are read, the slope is written.
 //
 // The vectors are the compiler's own (gcc, clang), so that the same lines serve every processor; nothing of torch is
 // included, so that one build serves every version of torch and Python. The callers are in _fused.py.
@@ -119,21 +120,27 @@ INLINED inline void for_pieces(int64_t n, F f) {
   for (; i < n; ++i) f(std::integral_constant<int, 1>{}, i);
 }
 
+// Every sample has a row of the table, t: its label's column of T, or row of T^-1. Its value is
+//   log sum_i p_i t_i  (forward correction: the log-likelihood of the noisy label), or
+//   sum_i t_i log p_i  (backward correction),
+// and its difference is the value's slope, times -factor: p - r with r_i = p_i t_i / sum_j p_j t_j, or p sum_j t_j - t.
+enum Correction { forward, backward };
+
 struct Problem {
   const void* logits;     // (samples, classes)
   const int64_t* labels;  // (samples,)
-  const float* columns;   // T^t, (classes, classes)
+  const float* table;     // (classes, classes)
   int64_t classes;
-  float* log_q;      // (samples,)
-  void* difference;  // factor times p - r, (samples, classes), or null
+  float* values;     // (samples,)
+  void* difference;  // (samples, classes), or null
   float factor;
   bool label_out_of_range;
 };
 
-template <class Number, int widest>
+template <class Number, Correction correction, int widest>
 INLINED inline void rows(int64_t begin, int64_t end, void* context) {
-  Problem& problem = *static_cast<Problem*>(context);
   constexpr bool keeps_p = std::is_same_v<Number, float>;  // else it would be rounded, and is worked out again
+  Problem& problem = *static_cast<Problem*>(context);
   const int64_t classes = problem.classes;
   for (int64_t sample = begin; sample < end; ++sample) {
     const int64_t label = problem.labels[sample];
@@ -142,7 +149,7 @@ INLINED inline void rows(int64_t begin, int64_t end, void* context) {
       return;
     }
     const Number* z = static_cast<const Number*>(problem.logits) + sample * classes;
-    const float* t = problem.columns + label * classes;
+    const float* t = problem.table + label * classes;
     Number* difference = static_cast<Number*>(problem.difference);
     if (difference) difference += sample * classes;
 
@@ -158,28 +165,33 @@ INLINED inline void rows(int64_t begin, int64_t end, void* context) {
     });
     top = largest<widest>(wide_top) > top ? largest<widest>(wide_top) : top;
 
-    Floats<widest> wide_p{}, wide_q{};
-    float all_p = 0, all_q = 0;  // sums of e^z and of e^z T_y, but for e^top
+    // Sums of e^x, and of e^x t or x t, where x = z - top; of t.
+    Floats<widest> wide_p{}, wide_q{}, wide_t{};
+    float all_p = 0, all_q = 0, all_t = 0;
     for_pieces<widest>(classes, [&](auto width, int64_t i) INLINED {
-      const Floats<width> p = exponential<width>(load<width>(z + i) - top);
-      const Floats<width> q = p * load<width>(t + i);
+      const Floats<width> x = load<width>(z + i) - top, p = exponential<width>(x), weight = load<width>(t + i);
+      const Floats<width> q = (correction == forward ? p : x) * weight;
       if constexpr (keeps_p) {
         if (difference) store<width>(difference + i, p);
       }
       if constexpr (width == widest) {
         wide_p += p;
         wide_q += q;
+        if constexpr (correction == backward) wide_t += weight;
       } else {
         all_p += sum<width>(p);
         all_q += sum<width>(q);
+        if constexpr (correction == backward) all_t += sum<width>(weight);
       }
     });
     all_p += sum<widest>(wide_p);
     all_q += sum<widest>(wide_q);
-    problem.log_q[sample] = std::log(all_q / all_p);
+    all_t += sum<widest>(wide_t);
+    problem.values[sample] = correction == forward ? std::log(all_q / all_p) : all_q - all_t * std::log(all_p);
 
     if (difference) {
-      const float per_p = problem.factor / all_p, per_q = problem.factor / all_q;
+      const float of_p = problem.factor * (correction == forward ? 1 : all_t) / all_p;
+      const float of_t = problem.factor / (correction == forward ? all_q : 1);
       for_pieces<widest>(classes, [&](auto width, int64_t i) INLINED {
         Floats<width> p;
         if constexpr (keeps_p) {
@@ -187,7 +199,8 @@ INLINED inline void rows(int64_t begin, int64_t end, void* context) {
         } else {
           p = exponential<width>(load<width>(z + i) - top);
         }
-        store<width>(difference + i, p * (per_p - load<width>(t + i) * per_q));
+        const Floats<width> r = load<width>(t + i) * of_t;
+        store<width>(difference + i, correction == forward ? p * (of_p - r) : p * of_p - r);
       });
     }
   }
@@ -196,71 +209,74 @@ INLINED inline void rows(int64_t begin, int64_t end, void* context) {
 typedef void (*Rows)(int64_t, int64_t, void*);
 
 // A vector wider than the processor's own would be taken apart number by number.
-template <class Number>
+template <class Number, Correction correction>
 void rows_by_4(int64_t begin, int64_t end, void* problem) {
-  rows<Number, 4>(begin, end, problem);
+  rows<Number, correction, 4>(begin, end, problem);
 }
 
 #if defined(__x86_64__)
-template <class Number>
+template <class Number, Correction correction>
 __attribute__((target("avx2,fma"))) void rows_by_8(int64_t begin, int64_t end, void* problem) {
-  rows<Number, 8>(begin, end, problem);
+  rows<Number, correction, 8>(begin, end, problem);
 }
 
-template <class Number>
+template <class Number, Correction correction>
 __attribute__((target("avx512f,avx512bw"))) void rows_by_16(int64_t begin, int64_t end, void* problem) {
-  rows<Number, 16>(begin, end, problem);
+  rows<Number, correction, 16>(begin, end, problem);
 }
 #endif
 
-template <class Number>
+template <class Number, Correction correction>
 Rows widest_rows() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) return rows_by_16<Number>;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return rows_by_8<Number>;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) return rows_by_16<Number, correction>;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return rows_by_8<Number, correction>;
 #endif
-  return rows_by_4<Number>;
+  return rows_by_4<Number, correction>;
 }
 
 typedef int32_t (*ParallelFor)(int64_t begin, int64_t end, int64_t grain, Rows, void* context);
 
-PyObject* log_likelihood(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 11) {
-    PyErr_SetString(PyExc_TypeError, "log_likelihood takes 11 arguments.");
+PyObject* evaluate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 12) {
+    PyErr_SetString(PyExc_TypeError, "evaluate takes 12 arguments.");
     return nullptr;
   }
   const auto address = [&](int i) { return PyLong_AsVoidPtr(arguments[i]); };
   const auto number = [&](int i) { return PyLong_AsLongLong(arguments[i]); };
   const auto parallel_for = reinterpret_cast<ParallelFor>(address(0));
-  const bool half = number(1) != 0;
+  const bool is_backward = number(1) != 0, is_bfloat16 = number(2) != 0;
+  const int64_t samples = number(6);
   Problem problem{
-      address(2),
-      static_cast<const int64_t*>(address(3)),
-      static_cast<const float*>(address(4)),
-      number(6),
-      static_cast<float*>(address(7)),
-      address(8),
-      static_cast<float>(PyFloat_AsDouble(arguments[9])),
+      address(3),
+      static_cast<const int64_t*>(address(4)),
+      static_cast<const float*>(address(5)),
+      number(7),
+      static_cast<float*>(address(8)),
+      address(9),
+      static_cast<float>(PyFloat_AsDouble(arguments[10])),
       false,
   };
-  const int64_t samples = number(5);
-  const double smallest = PyFloat_AsDouble(arguments[10]);
+  const double smallest = PyFloat_AsDouble(arguments[11]);
   if (PyErr_Occurred()) return nullptr;
 
-  static const Rows of_float = widest_rows<float>(), of_bfloat16 = widest_rows<BFloat16>();
-  const Rows work = half ? of_bfloat16 : of_float;
+  static const Rows all_rows[2][2] = {
+      {widest_rows<float, forward>(), widest_rows<BFloat16, forward>()},
+      {widest_rows<float, backward>(), widest_rows<BFloat16, backward>()},
+  };
+  const Rows rows = all_rows[is_backward][is_bfloat16];
   const int64_t grain = 1 + 32768 / (problem.classes + 1);  // samples that are worth a thread
   int32_t failed = 0;
   double total = 0;
   Py_BEGIN_ALLOW_THREADS;
   if (parallel_for && samples > grain) {
-    failed = parallel_for(0, samples, grain, work, &problem);
+    failed = parallel_for(0, samples, grain, rows, &problem);
   } else {
-    work(0, samples, &problem);
+    rows(0, samples, &problem);
   }
   for (int64_t sample = 0; sample < samples; ++sample) {
-    total += problem.log_q[sample] > smallest ? problem.log_q[sample] : NAN;
+    total += problem.values[sample] > smallest ? problem.values[sample] : NAN;
   }
   Py_END_ALLOW_THREADS;
   if (failed || problem.label_out_of_range) {
@@ -272,8 +288,8 @@ PyObject* log_likelihood(PyObject*, PyObject* const* arguments, Py_ssize_t count
 }
 
 PyMethodDef methods[] = {
-    {"log_likelihood", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(log_likelihood)), METH_FASTCALL,
-     "Writes log_q and difference; returns the sum of log_q, or NaN where one of them is not above smallest."},
+    {"evaluate", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(evaluate)), METH_FASTCALL,
+     "Writes values and difference; returns the sum of the values, or NaN where one of them is not above smallest."},
     {nullptr, nullptr, 0, nullptr},
 };
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_fused_kernel", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};

@@ -1,12 +1,13 @@
-def log_likelihood(
+def evaluate(
     parallel_for: int,
+    backward: bool,
     bfloat16: bool,
     logits: int,
     labels: int,
-    columns: int,
+    table: int,
     samples: int,
     classes: int,
-    log_q: int,
+    values: int,
     difference: int,
     factor: float,
     smallest: float,

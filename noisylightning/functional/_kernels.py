@@ -1,10 +1,14 @@
-"""log (p T)_y and log p T for a dense T, exact where softmax and matrix products underflow.
+"""Cross-entropy corrected by a dense T, for class indices, exact where softmax and matrix products underflow.
 
 Two ways to the same number. ``exact_*`` are plain differentiable operations, shifted per sample so that nothing
 underflows: they serve compilation, ``torch.func``, a T that wants a gradient, second derivatives, and accelerators.
 The two :class:`torch.autograd.Function` are for eager CPU training with a fixed T: one buffer, which the backward pass
-gives away as the gradient, filled by a compiled kernel that reads each logit once (:mod:`._fused`) or, where that does
-not serve, in cache-sized pieces by steps of torch; the rare samples that underflow are repaired by the exact way.
+gives away as the gradient, filled by a compiled kernel that reads each logit once (:mod:`._fused`) or, for forward
+correction where that does not serve, in cache-sized pieces by steps of torch; the rare samples that underflow are
+repaired by the exact way.
+
+Both read one row of a table per label, and ``backward`` says which correction it is: a column of T (forward), or a row
+of ``T^-1`` (backward).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch import Tensor
 
 from noisylightning.functional import _fused
 from noisylightning.functional._checks import values_readable
+from noisylightning.functional._reduction import expectation, log_softmax
 
 PIECE = 2**20  # entries worked on at a time: 4 MiB of float32, so that the steps find each other's results in the cache
 VECTOR = 16  # over fewer classes than this torch's softmax goes number by number: ten times faster along the samples
@@ -26,41 +31,47 @@ LARGEST_EXPONENT = 80.0  # exp(80) is finite in float32 and far above what any s
 SMALLEST_SUM = {dtype: torch.finfo(dtype).tiny ** 0.75 for dtype in (torch.float32, torch.float64)}
 
 
-def log_likelihood(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
-    """``log (p T)_y``.
+def log_likelihood(logits: Tensor, labels: Tensor, table: Tensor, backward: bool = False) -> Tensor:
+    """``log (p T)_y``, or, for backward correction, its unbiased counterpart ``sum_k (T^-1)_yk log p_k``.
 
     Args:
         logits: Shape ``(M, C)``.
         labels: Class indices in range, shape ``(M,)``.
-        transition: T, shape ``(C, C)``; fastest when its columns lie contiguous in memory.
+        table: ``T^t``, or ``T^-1``, shape ``(C, C)``; fastest when its rows lie contiguous in memory.
+        backward: Whether it is the latter.
 
     Returns:
         Shape ``(M,)``; minus infinity where column y of T is zero, with gradient zero there.
     """
-    if _is_plain(logits, labels, transition):
+    if _is_plain(logits, labels, table, backward):
         if logits.requires_grad and torch.is_grad_enabled():
-            return _LogLikelihood.apply(logits, labels, transition.t())
-        return _evaluate(logits, labels, transition.t(), slope=False)[0]
-    return _exact(logits, labels, transition.t())
+            return _LogLikelihood.apply(logits, labels, table, backward)
+        return _evaluate(logits, labels, table, backward, slope=False)[0]
+    return _exact(logits, labels, table, backward)
 
 
-def mean_cross_entropy(logits: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
-    """The mean of ``-log (p T)_y``, in fewer steps; arguments as in :func:`log_likelihood`."""
+def mean_cross_entropy(logits: Tensor, labels: Tensor, table: Tensor, backward: bool = False) -> Tensor:
+    """Minus the mean of :func:`log_likelihood`, in fewer steps; same arguments."""
     trained = logits.requires_grad and torch.is_grad_enabled()
-    if trained and _is_plain(logits, labels, transition) and len(logits):
-        return _MeanCrossEntropy.apply(logits, labels, transition.t())
-    return -log_likelihood(logits, labels, transition).mean()
+    if trained and _is_plain(logits, labels, table, backward) and len(logits):
+        return _MeanCrossEntropy.apply(logits, labels, table, backward)
+    return -log_likelihood(logits, labels, table, backward).mean()
 
 
-def _is_plain(logits: Tensor, labels: Tensor, transition: Tensor) -> bool:
-    """Whether the call is eager, on the CPU, with a T that wants no gradient."""
-    return logits.is_cpu and not transition.requires_grad and values_readable(logits, labels, transition)
+def _is_plain(logits: Tensor, labels: Tensor, table: Tensor, backward: bool) -> bool:
+    """Whether the call is eager, on the CPU, with a T that wants no gradient, and there is a fast way for it."""
+    eager = logits.is_cpu and not table.requires_grad and values_readable(logits, labels, table)
+    return eager and (not backward or _fused.serves(logits, labels, table))
 
 
-def _exact(logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+def _exact(logits: Tensor, labels: Tensor, table: Tensor, backward: bool) -> Tensor:
+    rows = table.index_select(0, labels)
+    if backward:
+        log_p = log_softmax(logits)
+        return expectation(log_p, rows.to(log_p.dtype))
     centred = logits.to(torch.promote_types(logits.dtype, torch.float32))
     centred = centred - centred.detach().amax(1, keepdim=True)
-    log_q = exact_log_likelihood(centred, columns.index_select(0, labels))
+    log_q = exact_log_likelihood(centred, rows)
     return (log_q - centred.exp().sum(1).log()).masked_fill(log_q == -torch.inf, -torch.inf)
 
 
@@ -84,46 +95,48 @@ def exact_log_likelihood(log_p: Tensor, column: Tensor) -> Tensor:
 
 
 class _LogLikelihood(torch.autograd.Function):
-    """``log (p T)_y`` with gradient ``r - p``, where ``r_i = p_i T_iy / (p T)_y`` is the clean label's."""
+    """:func:`log_likelihood`, whose gradient is minus the difference of :func:`_evaluate`."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
-        ctx.factor = 1
-        log_q, ctx.difference, _ = _evaluate(logits, labels, columns)
-        ctx.save_for_backward(logits, labels, columns)
-        return log_q
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, table: Tensor, backward: bool) -> Tensor:
+        ctx.backward, ctx.factor = backward, 1
+        values, ctx.difference, _ = _evaluate(logits, labels, table, backward)
+        ctx.save_for_backward(logits, labels, table)
+        return values
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if _is_plain_gradient(grad):
             difference = _handed_over(ctx)
-            return difference.mul_(grad.neg().to(difference.dtype).unsqueeze(1)), None, None
-        logits, *others = ctx.saved_tensors
+            return difference.mul_(grad.neg().to(difference.dtype).unsqueeze(1)), None, None, None
+        logits, labels, table = ctx.saved_tensors
         with torch.enable_grad():
-            return torch.autograd.grad(_exact(logits, *others), logits, grad, create_graph=True)[0], None, None
+            values = _exact(logits, labels, table, ctx.backward)
+            return torch.autograd.grad(values, logits, grad, create_graph=True)[0], None, None, None
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
-    """The mean of ``-log (p T)_y``, whose gradient is one number times ``p - r``."""
+    """:func:`mean_cross_entropy`, whose gradient is one number times the difference of :func:`_evaluate`."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, table: Tensor, backward: bool) -> Tensor:
         samples = len(logits)
         # Divided here, nothing is left to do for a gradient of 1; float16 has no room for numbers so small.
-        ctx.factor = 1 if logits.dtype is torch.float16 else 1 / samples
-        log_q, ctx.difference, total = _evaluate(logits, labels, columns, factor=ctx.factor)
-        ctx.save_for_backward(logits, labels, columns)
-        return torch.scalar_tensor(-total / samples, dtype=log_q.dtype, device=logits.device)
+        ctx.backward, ctx.factor = backward, 1 if logits.dtype is torch.float16 else 1 / samples
+        values, ctx.difference, total = _evaluate(logits, labels, table, backward, factor=ctx.factor)
+        ctx.save_for_backward(logits, labels, table)
+        return torch.scalar_tensor(-total / samples, dtype=values.dtype, device=logits.device)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if _is_plain_gradient(grad):
             difference = _handed_over(ctx)
             factor = grad.item() / (len(difference) if ctx.factor == 1 else 1)
-            return difference if factor == 1 else difference.mul_(factor), None, None
-        logits, *others = ctx.saved_tensors
+            return difference if factor == 1 else difference.mul_(factor), None, None, None
+        logits, labels, table = ctx.saved_tensors
         with torch.enable_grad():
-            return torch.autograd.grad(-_exact(logits, *others).mean(), logits, grad, create_graph=True)[0], None, None
+            loss = -_exact(logits, labels, table, ctx.backward).mean()
+            return torch.autograd.grad(loss, logits, grad, create_graph=True)[0], None, None, None
 
 
 def _is_plain_gradient(grad: Tensor) -> bool:
@@ -136,33 +149,42 @@ def _handed_over(ctx: Any) -> Tensor:
     """The slope's buffer, to be overwritten by the caller: another pass over the same graph computes it anew."""
     difference, ctx.difference = ctx.difference, None
     if difference is None:
-        logits, labels, columns = ctx.saved_tensors
-        difference = _evaluate(logits, labels, columns, factor=ctx.factor)[1]
+        logits, labels, table = ctx.saved_tensors
+        difference = _evaluate(logits, labels, table, ctx.backward, factor=ctx.factor)[1]
     return difference
 
 
 def _evaluate(
-    logits: Tensor, labels: Tensor, columns: Tensor, slope: bool = True, factor: float = 1
+    logits: Tensor, labels: Tensor, table: Tensor, backward: bool, slope: bool = True, factor: float = 1
 ) -> tuple[Tensor, Tensor, float]:
-    """``log (p T)_y``, shape ``(M,)``; ``factor (p - r)``, all that a first derivative needs; the sum of the first."""
-    if _fused.serves(logits, labels, columns):
-        smallest = _fused.SMALLEST_LOG_SUM
-        log_q, difference, total = _fused.log_likelihood(logits, labels, columns, slope, factor)
+    """All that a loss and its first derivative need.
+
+    Returns:
+        :func:`log_likelihood`, shape ``(M,)``; if a slope is wanted, the difference, which is minus its gradient times
+        the factor: ``p - r`` with ``r_i = p_i T_iy / (p T)_y``, the clean label's posterior, for forward correction,
+        ``p - (T^-1)_y`` for backward; and the sum of the first.
+    """
+    if _fused.serves(logits, labels, table):
+        smallest = -math.inf if backward else _fused.SMALLEST_LOG_SUM
+        values, difference, total = _fused.evaluate(logits, labels, table, backward, slope, factor, smallest)
         if not math.isnan(total):
-            return log_q, difference, total
+            return values, difference, total
+    elif backward:  # a hook on saved tensors gave back others: every sample is worked out by the exact way
+        smallest, difference = -math.inf, torch.empty_like(logits)
+        values = torch.full_like(logits[:, 0], torch.nan, dtype=torch.promote_types(logits.dtype, torch.float32))
     else:
-        log_q, difference = _in_pieces(logits, labels, columns, slope, factor)
-        smallest = math.log(SMALLEST_SUM[log_q.dtype])
-        if not len(log_q) or log_q.min().item() > smallest:
-            return log_q, difference, log_q.sum().item()
-    small = (~(log_q > smallest)).nonzero().squeeze(1)  # NaN is here too, and stays NaN
+        values, difference = _in_pieces(logits, labels, table, slope, factor)
+        smallest = math.log(SMALLEST_SUM[values.dtype])
+        if not len(values) or values.min().item() > smallest:
+            return values, difference, values.sum().item()
+    small = (~(values > smallest)).nonzero().squeeze(1)  # NaN is here too, and stays NaN
     with torch.set_grad_enabled(slope):
         some = logits[small].detach().requires_grad_(slope)
-        exact = _exact(some, labels[small], columns)
+        exact = _exact(some, labels[small], table, backward)
         if slope:
             difference[small] = torch.autograd.grad(exact.sum(), some)[0].mul_(-factor)
-    log_q.index_copy_(0, small, exact.detach())
-    return log_q, difference, log_q.sum().item()
+    values.index_copy_(0, small, exact.detach())
+    return values, difference, values.sum().item()
 
 
 def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, factor: float) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from noisylightning.functional import _kernels
 from noisylightning.functional._checks import check_arguments, settle_target, values_readable
 from noisylightning.functional._protocol import StructuredTransition
 from noisylightning.functional._reduction import (
     Reduction,
     class_last,
+    expectation,
     log_softmax,
     reduce_values,
     weigh,
@@ -134,10 +136,32 @@ def backward_cross_entropy(
         return loss.reshape(())
     inverse = invert_transition(transition) if isinstance(transition, Tensor) else transition
     labels, kept = settle_target(target, logits.shape[1], ignore_index)
+    if not target.is_floating_point() and label_smoothing == 0:
+        return settled_backward_cross_entropy(logits, labels, kept, inverse, weight, reduction)
     log_p = log_softmax(logits)
     weights = inverse_rows(labels, inverse, log_p.dtype)
     if label_smoothing > 0:
         uniform = torch.full_like(weights[:1], 1 / weights.shape[1])
         weights = (1 - label_smoothing) * weights + label_smoothing * inverse_rows(uniform, inverse, log_p.dtype)
-    values = -(weigh(weights, weight) * log_p).sum(1)
+    values = expectation(-log_p, weigh(weights, weight))
+    return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction, weighted=True)
+
+
+def settled_backward_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    kept: Tensor | None,
+    inverse: Tensor | StructuredTransition,
+    weight: Tensor | None,
+    reduction: Reduction,
+) -> Tensor:
+    """:func:`backward_cross_entropy` of class indices that have been settled, with ``T^-1`` at hand."""
+    if weight is None and isinstance(inverse, Tensor):
+        rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
+        if kept is None and reduction == "mean":
+            return _kernels.mean_cross_entropy(rows, flat, inverse, backward=True)
+        values = -_kernels.log_likelihood(rows, flat, inverse, backward=True).view(labels.shape)
+    else:
+        log_p = log_softmax(logits)
+        values = expectation(-log_p, weigh(inverse_rows(labels, inverse, log_p.dtype), weight))
     return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction, weighted=True)

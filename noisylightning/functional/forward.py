@@ -64,13 +64,13 @@ def label_log_likelihood(
     """:func:`noisy_log_likelihood` of labels that have been checked, none of them ignored."""
     rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
     if isinstance(transition, Tensor):
-        log_q = _kernels.log_likelihood(rows, flat, transition)
+        log_q = _kernels.log_likelihood(rows, flat, transition.t())
     else:
         log_q = transition.log_likelihood(log_softmax(rows), flat)
     return _floored(log_q if logits.ndim == 2 else log_q.view(labels.shape), floor)
 
 
-def label_cross_entropy(
+def settled_forward_cross_entropy(
     logits: Tensor,
     labels: Tensor,
     kept: Tensor | None,
@@ -82,7 +82,7 @@ def label_cross_entropy(
     """:func:`forward_cross_entropy` of class indices that have been settled."""
     if kept is None and weight is None and reduction == "mean" and floor == 0 and isinstance(transition, Tensor):
         rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
-        return _kernels.mean_cross_entropy(rows, flat, transition)
+        return _kernels.mean_cross_entropy(rows, flat, transition.t())
     values = -label_log_likelihood(logits, labels, transition, floor)
     return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction)
 
@@ -186,7 +186,7 @@ def forward_cross_entropy(
             label_smoothing=label_smoothing,
         )
     else:
-        return label_cross_entropy(logits, labels, kept, transition, weight, reduction, floor)
+        return settled_forward_cross_entropy(logits, labels, kept, transition, weight, reduction, floor)
     return reduce_values(values, labels, reduction=reduction)
 
 

@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from noisylightning.corrections import BackwardCorrection, ForwardCorrection
 from noisylightning.functional import _fused as fused
 from noisylightning.functional import forward_cross_entropy, noisy_log_likelihood
+from noisylightning.functional._kernels import log_likelihood, mean_cross_entropy
+from noisylightning.losses import CrossEntropy
 
 needs_kernel = pytest.mark.skipif(fused.kernel is None, reason="the package was installed without a C++ compiler")
 EPS = torch.finfo(torch.float32).eps
@@ -25,9 +28,10 @@ def problem(samples, classes, seed=0, spread=3.0):
     return logits, labels, torch.rand(classes, classes, generator=generator).softmax(1).t().contiguous()
 
 
-def run(logits, labels, columns, slope=True, factor=1.0):
-    assert fused.serves(logits, labels, columns)
-    return fused.log_likelihood(logits, labels, columns, slope, factor)
+def run(logits, labels, table, backward=False, factor=1.0):
+    assert fused.serves(logits, labels, table)
+    smallest = -math.inf if backward else fused.SMALLEST_LOG_SUM
+    return fused.evaluate(logits, labels, table, backward, True, factor, smallest)
 
 
 def reference(logits, labels, columns):
@@ -56,13 +60,28 @@ def test_agrees_with_float64(samples, classes, seed, spread):
 
 
 @needs_kernel
+@given(st.integers(0, 9), st.integers(1, 70), st.integers(0, 2**32), st.sampled_from([0.1, 3.0, 20.0]))
+@settings(max_examples=200, deadline=None)
+def test_backward_agrees_with_float64(samples, classes, seed, spread):
+    logits, labels, _ = problem(samples, classes, seed, spread)
+    inverse = 2 * torch.randn(classes, classes, generator=torch.Generator().manual_seed(seed))
+    values, slope, total = run(logits, labels, inverse, backward=True)
+    log_p, weights = logits.double().log_softmax(1), inverse.double()[labels]
+    scale = (weights.abs() * (1 + log_p.abs())).sum(1)
+    assert ((values - (weights * log_p).sum(1)).abs() <= 16 * EPS * scale).all()
+    expected = log_p.exp() * weights.sum(1, keepdim=True) - weights
+    assert ((slope - expected).abs() <= 16 * EPS * (1 + scale.unsqueeze(1))).all()
+    assert total == pytest.approx(values.double().sum().item(), rel=1e-12, abs=1e-12)
+
+
+@needs_kernel
 @pytest.mark.parametrize("classes", [1000, 20_011])
 def test_many_classes_add_up(classes):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(4, classes, generator=generator)
     columns = torch.rand(1, classes, generator=generator).expand(classes, -1)
     labels = torch.zeros(4, dtype=torch.int64)
-    log_q = fused.log_likelihood(logits, labels, columns, False, 1.0)[0]  # reads column 0 only
+    log_q = fused.evaluate(logits, labels, columns, False, False, 1.0, -60.0)[0]  # reads column 0 only
     expected = (logits.double().softmax(1) * columns[0]).sum(1).log()
     torch.testing.assert_close(log_q.double(), expected, rtol=0, atol=16 * EPS)
 
@@ -79,11 +98,12 @@ def test_the_exponential_is_good_to_two_units_in_the_last_place():
 
 
 @needs_kernel
-def test_bfloat16_is_the_float32_result_rounded_once():
+@pytest.mark.parametrize("backward", [False, True])
+def test_bfloat16_is_the_float32_result_rounded_once(backward):
     logits, labels, columns = problem(64, 53)
     half = logits.to(torch.bfloat16)
-    log_q, slope, total = run(half, labels, columns)
-    wide_log_q, wide_slope, wide_total = run(half.float(), labels, columns)
+    log_q, slope, total = run(half, labels, columns, backward)
+    wide_log_q, wide_slope, wide_total = run(half.float(), labels, columns, backward)
     assert slope.dtype == torch.bfloat16
     assert torch.equal(slope, wide_slope.to(torch.bfloat16))
     assert torch.equal(log_q, wide_log_q)
@@ -115,10 +135,39 @@ def test_a_logit_that_is_no_number_spoils_its_own_sample_only(dtype, wrong, plac
 
 
 @needs_kernel
-def test_the_slope_is_multiplied_by_the_factor():
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_slope_is_multiplied_by_the_factor(backward):
     logits, labels, columns = problem(5, 37)
-    once, quarter = run(logits, labels, columns)[1], run(logits, labels, columns, factor=0.25)[1]
+    once, quarter = (run(logits, labels, columns, backward, factor)[1] for factor in (1, 0.25))
     assert torch.equal(0.25 * once, quarter)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_leaves_out_an_impossible_class_of_weight_zero(dtype):
+    logits = torch.tensor([[0.0, 1.0, -math.inf], [0.0, 1.0, -math.inf], [0.0, 1.0, 2.0]]).to(dtype).requires_grad_()
+    inverse = torch.tensor([[1.25, -0.25, 0.0], [-0.5, 1.25, 0.25], [0.0, 0.0, 1.0]])
+    values = log_likelihood(logits, torch.tensor([0, 1, 2]), inverse, backward=True)
+    log_p = logits.detach().float().log_softmax(1)
+    torch.testing.assert_close(values[0], 1.25 * log_p[0, 0] - 0.25 * log_p[0, 1])
+    assert values[1] == -math.inf
+    torch.testing.assert_close(values[2], log_p[2, 2])
+    slope = torch.autograd.grad(values[[0, 2]].sum(), logits)[0]
+    torch.testing.assert_close(slope[0].float(), inverse[0] - log_p[0].exp(), rtol=1e-2, atol=1e-6)
+    assert slope.isfinite().all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_second_pass_gives_the_same_gradient_even_when_the_kernel_is_gone(monkeypatch, backward):
+    """As when a hook on saved tensors gives back tensors that it does not serve."""
+    logits, labels, columns = problem(6, 5)
+    logits.requires_grad_()
+    loss = mean_cross_entropy(logits, labels, columns, backward)
+    first = torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(loss, logits, retain_graph=True)[0], first)
+    monkeypatch.setattr(fused, "kernel", None)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], first)
 
 
 @needs_kernel
@@ -177,12 +226,14 @@ def test_what_it_is_not_made_for_is_left_to_the_other_way():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_with_the_kernel_and_without_it_losses_and_gradients_agree(monkeypatch, dtype, reduction, scale):
+@pytest.mark.parametrize("kind", [ForwardCorrection, BackwardCorrection])
+def test_with_the_kernel_and_without_it_losses_and_gradients_agree(monkeypatch, dtype, reduction, scale, kind):
     logits, labels, columns = problem(33, 21)
     logits = logits.to(dtype).requires_grad_()
+    correction = kind(0.7 * torch.eye(21) + 0.3 * columns.t(), loss=CrossEntropy(reduction=reduction))
 
     def loss_and_gradient():
-        loss = forward_cross_entropy(logits, labels, columns.t(), reduction=reduction)
+        loss = correction(logits, labels)
         return loss, torch.autograd.grad(scale * loss.sum(), logits)[0]
 
     loss, gradient = loss_and_gradient()
@@ -218,3 +269,27 @@ def test_defaults_of_torch_do_not_reach_the_buffers(default):
     for result in (-values.mean(), loss):
         assert result.is_cpu
         torch.testing.assert_close(result, expected)
+
+
+@needs_kernel
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("function", [log_likelihood, mean_cross_entropy])
+def test_other_derivatives_are_those_of_the_plain_formula(function, backward):
+    logits, labels, columns = problem(4, 6)
+    logits.requires_grad_()
+    wide, table = logits.detach().double().requires_grad_(), columns.double()
+
+    def hessian_product(z, t):
+        first = torch.autograd.grad(function(z, labels, t, backward).sum(), z, create_graph=True)[0]
+        return torch.autograd.grad((first * first.detach().cos()).sum(), z)[0]
+
+    torch.testing.assert_close(
+        hessian_product(logits, columns).double(), hessian_product(wide, table), rtol=1e-4, atol=1e-5
+    )
+    values = function(logits, labels, columns, backward)
+    basis = torch.eye(max(1, values.numel())).reshape(-1, *values.shape)
+    together = torch.autograd.grad(values, logits, basis, retain_graph=True, is_grads_batched=True)[0]
+    apart = torch.stack([torch.autograd.grad(values, logits, row, retain_graph=True)[0] for row in basis])
+    torch.testing.assert_close(together, apart)
+    gradient = torch.func.grad(lambda z: function(z, labels, columns, backward).sum())(logits.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(values.sum(), logits)[0])
