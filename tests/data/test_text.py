@@ -325,7 +325,7 @@ def test_checkpoint_carries_the_vocabulary(tmp_path, tables):
         ("t.jsonl", b'{"text": 7, "label": "pos"}\n', r"has 7 for a text"),
         ("t.jsonl", b'{"text": "good", "label"\n', "cannot be read"),
         ("t.jsonl", b"[]\n", "line 1, has no column 'text'"),
-        ("t.jsonl.gz", gzip.compress(b'{"text": "good", "label": "pos"}\n' * 99)[:-9], "truncated or damaged"),
+        ("t.jsonl.gz", gzip.compress(b'{"text": "good", "label": "pos"}\n' * 99, mtime=0)[:-9], "truncated or damaged"),
         ("t.jsonl.xz", lzma.compress(b'{"text": "good", "label": "pos"}\n' * 99)[:-9], "truncated or damaged"),
         ("t.jsonl.xz", b"not compressed", "truncated or damaged"),
         ("t.txt", b"good", r"must end in \.csv"),
