@@ -99,7 +99,7 @@ class _LogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, table: Tensor, backward: bool) -> Tensor:
-        ctx.backward, ctx.factor = backward, 1
+        ctx.is_backward, ctx.factor = backward, 1
         values, ctx.difference, _ = _evaluate(logits, labels, table, backward)
         ctx.save_for_backward(logits, labels, table)
         return values
@@ -111,7 +111,7 @@ class _LogLikelihood(torch.autograd.Function):
             return difference.mul_(grad.neg().to(difference.dtype).unsqueeze(1)), None, None, None
         logits, labels, table = ctx.saved_tensors
         with torch.enable_grad():
-            values = _exact(logits, labels, table, ctx.backward)
+            values = _exact(logits, labels, table, ctx.is_backward)
             return torch.autograd.grad(values, logits, grad, create_graph=True)[0], None, None, None
 
 
@@ -122,7 +122,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, table: Tensor, backward: bool) -> Tensor:
         samples = len(logits)
         # Divided here, nothing is left to do for a gradient of 1; float16 has no room for numbers so small.
-        ctx.backward, ctx.factor = backward, 1 if logits.dtype is torch.float16 else 1 / samples
+        ctx.is_backward, ctx.factor = backward, 1 if logits.dtype is torch.float16 else 1 / samples
         values, ctx.difference, total = _evaluate(logits, labels, table, backward, factor=ctx.factor)
         ctx.save_for_backward(logits, labels, table)
         return torch.scalar_tensor(-total / samples, dtype=values.dtype, device=logits.device)
@@ -135,7 +135,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
             return difference if factor == 1 else difference.mul_(factor), None, None, None
         logits, labels, table = ctx.saved_tensors
         with torch.enable_grad():
-            loss = -_exact(logits, labels, table, ctx.backward).mean()
+            loss = -_exact(logits, labels, table, ctx.is_backward).mean()
             return torch.autograd.grad(loss, logits, grad, create_graph=True)[0], None, None, None
 
 
@@ -150,7 +150,7 @@ def _handed_over(ctx: Any) -> Tensor:
     difference, ctx.difference = ctx.difference, None
     if difference is None:
         logits, labels, table = ctx.saved_tensors
-        difference = _evaluate(logits, labels, table, ctx.backward, factor=ctx.factor)[1]
+        difference = _evaluate(logits, labels, table, ctx.is_backward, factor=ctx.factor)[1]
     return difference
 
 
