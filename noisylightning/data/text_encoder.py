@@ -124,6 +124,7 @@ class TextEncoder:
         if not found:
             raise ValueError(f"The vocabulary has none of the padding tokens {', '.join(indices)}; add one of them.")
         token, self.padding_index = found[0]
+        model.encode_special_tokens = True  # "<pad>" in a text is what somebody wrote, not padding
         model.enable_padding(direction=self.padding, length=self.length, pad_token=token, pad_id=self.padding_index)
         model.enable_truncation(self.length, direction=self.truncation)
         self._model = model

@@ -55,6 +55,13 @@ def test_encoder_agrees_with_an_independent_reference(train, test, vocab_size, l
     assert encoder(test).tolist() == keras_encode(train, test, vocab_size, length)
 
 
+def test_a_text_that_spells_a_special_token_is_text(tmp_path):
+    encoder = TextEncoder(length=3).fit(["pad unk", "pad film"])
+    encoder.save(tmp_path / "tokenizer.json")
+    for each in (encoder, TextEncoder(vocabulary=tmp_path / "tokenizer.json", length=3)):
+        assert each(["<pad>", "film <unk> <PAD>"]).tolist() == [[0, 0, 2], [3, 4, 2]]
+
+
 def test_encoder_sides():
     text = ["film a b good"]
     rows = {
