@@ -69,26 +69,26 @@ INLINED inline void store(BFloat16* to, Floats<lanes> x) {
   std::memcpy(to, &halves, sizeof halves);
 }
 
-template <int lanes>
-INLINED inline float sum(Floats<lanes> x) {
+// One number of all the lanes, half with half.
+template <int lanes, class F>
+INLINED inline float fold(Floats<lanes> x, F combine) {
   if constexpr (lanes == 1) {
     return x[0];
   } else {
     Floats<lanes / 2> half[2];
     std::memcpy(half, &x, sizeof x);
-    return sum<lanes / 2>(half[0] + half[1]);
+    return fold<lanes / 2>(combine(half[0], half[1]), combine);
   }
 }
 
 template <int lanes>
+INLINED inline float sum(Floats<lanes> x) {
+  return fold<lanes>(x, [](auto a, auto b) INLINED { return a + b; });
+}
+
+template <int lanes>
 INLINED inline float largest(Floats<lanes> x) {
-  if constexpr (lanes == 1) {
-    return x[0];
-  } else {
-    Floats<lanes / 2> half[2];
-    std::memcpy(half, &x, sizeof x);
-    return largest<lanes / 2>(half[0] > half[1] ? half[0] : half[1]);
-  }
+  return fold<lanes>(x, [](auto a, auto b) INLINED { return a > b ? a : b; });
 }
 
 // e^x for x <= 0, to a unit or two in the last place; zero where float32 would leave its normal numbers; NaN stays NaN.
