@@ -3,9 +3,8 @@
 Two ways to the same number. ``exact_*`` are plain differentiable operations, shifted per sample so that nothing
 underflows: they serve compilation, ``torch.func``, a T that wants a gradient, second derivatives, and accelerators.
 The two :class:`torch.autograd.Function` are for eager CPU training with a fixed T: one buffer, which the backward pass
-gives away as the gradient, filled by a compiled kernel that reads each logit once (:mod:`._fused`) or, for forward
-correction where that does not serve, in cache-sized pieces by steps of torch; the rare samples that underflow are
-repaired by the exact way.
+gives away as the gradient, filled sample by sample by a compiled kernel (:mod:`._fused`) or, where that does not serve,
+in cache-sized pieces by steps of torch; the rare samples that underflow are repaired by the exact way.
 
 Both read one row of a table per label, and ``backward`` says which correction it is: a column of T (forward), or a row
 of ``T^-1`` (backward).
@@ -43,7 +42,7 @@ def log_likelihood(logits: Tensor, labels: Tensor, table: Tensor, backward: bool
     Returns:
         Shape ``(M,)``; minus infinity where column y of T is zero, with gradient zero there.
     """
-    if _is_plain(logits, labels, table, backward):
+    if _is_plain(logits, labels, table):
         if logits.requires_grad and torch.is_grad_enabled():
             return _LogLikelihood.apply(logits, labels, table, backward)
         return _evaluate(logits, labels, table, backward, slope=False)[0]
@@ -53,15 +52,14 @@ def log_likelihood(logits: Tensor, labels: Tensor, table: Tensor, backward: bool
 def mean_cross_entropy(logits: Tensor, labels: Tensor, table: Tensor, backward: bool = False) -> Tensor:
     """Minus the mean of :func:`log_likelihood`, in fewer steps; same arguments."""
     trained = logits.requires_grad and torch.is_grad_enabled()
-    if trained and _is_plain(logits, labels, table, backward) and len(logits):
+    if trained and _is_plain(logits, labels, table) and len(logits):
         return _MeanCrossEntropy.apply(logits, labels, table, backward)
     return -log_likelihood(logits, labels, table, backward).mean()
 
 
-def _is_plain(logits: Tensor, labels: Tensor, table: Tensor, backward: bool) -> bool:
-    """Whether the call is eager, on the CPU, with a T that wants no gradient, and there is a fast way for it."""
-    eager = logits.is_cpu and not table.requires_grad and values_readable(logits, labels, table)
-    return eager and (not backward or _fused.serves(logits, labels, table))
+def _is_plain(logits: Tensor, labels: Tensor, table: Tensor) -> bool:
+    """Whether the call is eager, on the CPU, with a T that wants no gradient."""
+    return logits.is_cpu and not table.requires_grad and values_readable(logits, labels, table)
 
 
 def _exact(logits: Tensor, labels: Tensor, table: Tensor, backward: bool) -> Tensor:
@@ -122,7 +120,8 @@ class _MeanCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, table: Tensor, backward: bool) -> Tensor:
         samples = len(logits)
         # Divided here, nothing is left to do for a gradient of 1; float16 has no room for numbers so small.
-        ctx.is_backward, ctx.factor = backward, 1 if logits.dtype is torch.float16 else 1 / samples
+        ctx.factor, ctx.rest = (1, 1 / samples) if logits.dtype is torch.float16 else (1 / samples, 1)
+        ctx.is_backward = backward
         values, ctx.difference, total = _evaluate(logits, labels, table, backward, factor=ctx.factor)
         ctx.save_for_backward(logits, labels, table)
         return torch.scalar_tensor(-total / samples, dtype=values.dtype, device=logits.device)
@@ -131,8 +130,8 @@ class _MeanCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if _is_plain_gradient(grad):
             difference = _handed_over(ctx)
-            factor = grad.item() / (len(difference) if ctx.factor == 1 else 1)
-            return difference if factor == 1 else difference.mul_(factor), None, None, None
+            rest = grad.item() * ctx.rest
+            return difference if rest == 1 else difference.mul_(rest), None, None, None
         logits, labels, table = ctx.saved_tensors
         with torch.enable_grad():
             loss = -_exact(logits, labels, table, ctx.is_backward).mean()
@@ -167,16 +166,13 @@ def _evaluate(
     if _fused.serves(logits, labels, table):
         smallest = -math.inf if backward else _fused.SMALLEST_LOG_SUM
         values, difference, total = _fused.evaluate(logits, labels, table, backward, slope, factor, smallest)
-        if not math.isnan(total):
-            return values, difference, total
-    elif backward:  # a hook on saved tensors gave back others: every sample is worked out by the exact way
-        smallest, difference = -math.inf, torch.empty_like(logits)
-        values = torch.full_like(logits[:, 0], torch.nan, dtype=torch.promote_types(logits.dtype, torch.float32))
     else:
-        values, difference = _in_pieces(logits, labels, table, slope, factor)
-        smallest = math.log(SMALLEST_SUM[values.dtype])
-        if not len(values) or values.min().item() > smallest:
-            return values, difference, values.sum().item()
+        values, difference = _in_pieces(logits, labels, table, backward, slope, factor)
+        smallest = -math.inf if backward else math.log(SMALLEST_SUM[values.dtype])
+        trusted = not len(values) or values.min().item() > smallest
+        total = values.sum().item() if trusted else math.nan
+    if not math.isnan(total):
+        return values, difference, total
     small = (~(values > smallest)).nonzero().squeeze(1)  # NaN is here too, and stays NaN
     with torch.set_grad_enabled(slope):
         some = logits[small].detach().requires_grad_(slope)
@@ -187,36 +183,59 @@ def _evaluate(
     return values, difference, values.sum().item()
 
 
-def _in_pieces(logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, factor: float) -> tuple[Tensor, Tensor]:
-    """``log (p T)_y``, not exact where it underflows, and ``factor (p - r)``, in steps of torch."""
+def _in_pieces(
+    logits: Tensor, labels: Tensor, table: Tensor, backward: bool, slope: bool, factor: float
+) -> tuple[Tensor, Tensor]:
+    """The values and the difference of :func:`_evaluate`, not exact where they underflow, in steps of torch."""
     samples, classes = logits.shape
     rows = max(1, PIECE // classes)
+    piece = _backward_piece if backward else _forward_piece
     if samples <= rows:
-        q, difference = _piece(logits, labels, columns, slope, factor)
-    else:
-        difference = torch.empty_like(logits, memory_format=torch.contiguous_format) if slope else logits
-        pieces = zip(logits.split(rows), labels.split(rows), difference.split(rows), strict=True)
-        q = torch.cat([_piece(z, y, columns, slope, factor, out if slope else None)[0] for z, y, out in pieces])
-    return q.log_().squeeze(1), difference
+        return piece(logits, labels, table, slope, factor)
+    difference = torch.empty_like(logits, memory_format=torch.contiguous_format) if slope else logits
+    pieces = zip(logits.split(rows), labels.split(rows), difference.split(rows), strict=True)
+    values = torch.cat([piece(z, y, table, slope, factor, out if slope else None)[0] for z, y, out in pieces])
+    return values, difference
 
 
-def _piece(
+def _forward_piece(
     logits: Tensor, labels: Tensor, columns: Tensor, slope: bool, factor: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``(p T)_y``, shape ``(M, 1)``, and ``factor (p - r)``."""
-    wide = logits.dtype if logits.dtype in SMALLEST_SUM else torch.float32
+    wide = _widened(logits.dtype)
     p = _softmax(logits, wide, out if wide == logits.dtype else None)
     r = columns.index_select(0, labels)
     r = (r if r.dtype == wide else r.to(wide)).mul_(p)
     q = r.sum(1, keepdim=True)
+    if slope:
+        p.addcdiv_(r, q, value=-1)
+    return q.log_().squeeze(1), _finished(p, logits.dtype, slope, factor, out)
+
+
+def _backward_piece(
+    logits: Tensor, labels: Tensor, inverse: Tensor, slope: bool, factor: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    wide = _widened(logits.dtype)
+    p = torch.log_softmax(logits, 1, dtype=wide, out=out if wide == logits.dtype else None)
+    weights = inverse.index_select(0, labels).to(wide)
+    values = (weights * p).sum(1)
+    if slope:
+        p.exp_().mul_(weights.sum(1, keepdim=True)).sub_(weights)
+    return values, _finished(p, logits.dtype, slope, factor, out)
+
+
+def _widened(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in SMALLEST_SUM else torch.float32
+
+
+def _finished(difference: Tensor, dtype: torch.dtype, slope: bool, factor: float, out: Tensor | None) -> Tensor:
+    """The difference times the factor, in the dtype of the logits and where it belongs, if a slope is wanted."""
     if not slope:
-        return q, p
-    p.addcdiv_(r, q, value=-1)
+        return difference
     if factor != 1:
-        p.mul_(factor)
-    if wide == logits.dtype:
-        return q, p
-    return q, p.to(logits.dtype) if out is None else out.copy_(p)
+        difference.mul_(factor)
+    if difference.dtype == dtype:
+        return difference
+    return difference.to(dtype) if out is None else out.copy_(difference)
 
 
 def _softmax(logits: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:

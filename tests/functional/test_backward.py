@@ -11,6 +11,8 @@ from test_forward import REDUCTIONS, SHAPES, problem, random_transition, soft
 from noisylightning.functional import backward_cross_entropy, inverse_rows, invert_transition
 from noisylightning.transition import symmetric
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 def reference(logits, target, transition, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """The formula of the paper in NumPy, one label at a time."""

@@ -9,21 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisylightning.functional import _fused as fused
 from noisylightning.functional import _kernels as kernels
 from noisylightning.functional import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
 
-
-@pytest.fixture(scope="module", autouse=True, params=["kernel", "steps"])
-def way(request):
-    """Everything holds with the compiled kernel and without it."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "steps":
-            patch.setattr(fused, "kernel", None)
-        elif fused.kernel is None:
-            pytest.skip("the package was installed without a C++ compiler")
-        yield
-
+pytestmark = pytest.mark.usefixtures("way")
 
 SHAPES = [(6, 4), (3, 4, 5), (2, 4, 3, 2)]
 REDUCTIONS = ["mean", "sum", "none"]
