@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from noisylightning._files import written_whole
+from noisylightning.atomic import written_whole
 
 
 def processor() -> str:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from noisylightning._files import written_whole
+from noisylightning.atomic import written_whole
 from noisylightning.data import (
     CIFAR10DataModule,
     HumanNoise,

@@ -19,8 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.utils.data import DataLoader
 
-from noisylightning import AnchorEstimator, ForwardCorrection, NoisyLabelClassifier
-from noisylightning.callbacks import _trainer
+from noisylightning import AnchorEstimator, ForwardCorrection, NoisyLabelClassifier, internals
 from noisylightning.data import ArrayDataModule
 from noisylightning.models import MLP, CIFARResNet
 
@@ -36,10 +35,10 @@ class Compare(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time a bare loop and the pass, again and again."""
         for _ in range(self.repeats + 1):
-            loader = _trainer.estimation_loader(trainer, pl_module)
+            loader = internals.estimation_loader(trainer, pl_module)
             self.bare.append(self._bare(pl_module, loader))
             begin = time.perf_counter()
-            _trainer.estimate(trainer, pl_module, loader, AnchorEstimator(10), lambda m, b: (m(b[0]), b[1]))
+            internals.estimate(trainer, pl_module, loader, AnchorEstimator(10), lambda m, b: (m(b[0]), b[1]))
             self.passes.append(time.perf_counter() - begin)
 
     @torch.no_grad()

@@ -29,8 +29,9 @@ from common import environment, write_json, write_table
 from torch import Tensor
 
 from noisylightning.corrections import BackwardCorrection, ForwardCorrection, ImportanceReweighting
-from noisylightning.functional import _fused, forward_cross_entropy
-from noisylightning.structured import SparseTransition, SymmetricTransition, Transition
+from noisylightning.functional import forward_cross_entropy
+from noisylightning.kernels import fused
+from noisylightning.transition import SparseTransition, SymmetricTransition, Transition
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "F.cross_entropy"
@@ -94,11 +95,11 @@ def without_kernel(formula: Formula) -> Formula:
     """A formula as it runs where the package was installed without a C++ compiler."""
 
     def run(logits: Tensor, labels: Tensor) -> Tensor:
-        kernel, _fused.kernel = _fused.kernel, None  # type: ignore[assignment]
+        kernel, fused.kernel = fused.kernel, None  # type: ignore[assignment]
         try:
             return formula(logits, labels)
         finally:
-            _fused.kernel = kernel
+            fused.kernel = kernel
 
     return run
 
@@ -198,7 +199,7 @@ def main() -> None:
                     print(*row.values(), f"{taken * 1e6:.0f} us", f"{taken / base:.2f}", sep="  ", flush=True)
     if not arguments.no_memory:
         add_memory(rows)
-    kernel = {"fused_kernel": _fused.kernel is not None}
+    kernel = {"fused_kernel": fused.kernel is not None}
     write_json(RESULTS / "losses.json", {"environment": environment() | kernel, "rows": rows})
     write_table(RESULTS / "losses.md", *table(rows))
 

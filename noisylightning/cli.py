@@ -12,8 +12,8 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 import noisylightning.data
 import noisylightning.losses
 import noisylightning.models
-from noisylightning.callbacks._trainer import dev_batches
 from noisylightning.estimation import EstimatingTrainer, estimate_from_table
+from noisylightning.internals import dev_batches
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.summary import summarize
 

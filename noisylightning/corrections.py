@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisylightning.functional._checks import check_inputs, check_transition
-from noisylightning.functional._kernels import LARGEST_EXPONENT
-from noisylightning.functional._reduction import log_softmax, pick
-from noisylightning.functional.backward import inverse_rows, invert_transition, settled_backward_cross_entropy
+from noisylightning.functional.backward import inverse_rows, settled_backward_cross_entropy
+from noisylightning.functional.checks import check_inputs, check_transition
 from noisylightning.functional.forward import label_log_likelihood, noisy_log_posterior, settled_forward_cross_entropy
+from noisylightning.kernels.cross_entropy import LARGEST_EXPONENT
 from noisylightning.losses import CrossEntropy, LikelihoodLoss, Loss
-from noisylightning.structured import Transition
-from noisylightning.transition import load_transition, validate_transition
+from noisylightning.tensors import log_softmax, pick
+from noisylightning.transition import Transition, invert_transition, load_transition, validate_transition
 
 
 class Correction(nn.Module):

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from noisylightning._files import written_whole
+from noisylightning.atomic import written_whole
 from noisylightning.callbacks.estimate import EstimatorFactory
 from noisylightning.corrections import Correction
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator

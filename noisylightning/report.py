@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from noisylightning._files import written_whole
+from noisylightning.atomic import written_whole
 from noisylightning.plotting import compare_transitions, draw_transition
 
 

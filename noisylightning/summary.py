@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from noisylightning._files import written_whole
+from noisylightning.atomic import written_whole
 from noisylightning.callbacks import EstimateTransitionCallback
-from noisylightning.callbacks._trainer import callbacks
 from noisylightning.corrections import NoCorrection
+from noisylightning.internals import callbacks
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.transition import relative_l1_error
 

@@ -23,8 +23,7 @@ from noisylightning.corrections import (
     NoCorrection,
 )
 from noisylightning.losses import CrossEntropy, FocalLoss, LabelSmoothing, Loss, MeanAbsoluteError, SquareLoss
-from noisylightning.structured import SymmetricTransition
-from noisylightning.transition import pairflip, symmetric
+from noisylightning.transition import SymmetricTransition, pairflip, symmetric
 
 ALL = [NoCorrection, ForwardCorrection, BackwardCorrection, ImportanceReweighting]
 WITH_T = ALL[1:]
@@ -244,7 +243,7 @@ def test_from_yaml(kind, tmp_path):
     assert type(built) is kind
     assert built.loss.weight.tolist() == [1, 2, 3]
     torch.testing.assert_close(built.transition, symmetric(3, 0.2))
-    structured = {"class_path": "noisylightning.structured.SymmetricTransition"}
+    structured = {"class_path": "noisylightning.transition.SymmetricTransition"}
     structured["init_args"] = {"num_classes": 3, "rate": 0.2}
     config = parser.parse_object({"correction": {"class_path": path, "init_args": {"transition": structured}}})
     built = getattr(parser, "instantiate", parser.instantiate_classes)(config).correction

@@ -25,8 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from toy import CLASSES, ForeignClassifier, ToyData, backbone, classifier, trainer
 
-from noisylightning import EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
-from noisylightning.callbacks import _trainer
+from noisylightning import EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier, internals
 
 
 @pytest.mark.parametrize(
@@ -275,7 +274,7 @@ def test_sharded_strategies_are_refused(strategy):
             self.strategy = object.__new__(strategy)
 
     with pytest.raises(ValueError, match=f"sharded by {strategy.__name__}.*noisylightning estimate"):
-        _trainer.refuse_unsupported(Run())
+        internals.refuse_unsupported(Run())
 
 
 def test_the_same_callback_twice_is_refused(tmp_path):

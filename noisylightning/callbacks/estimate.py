@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from noisylightning.callbacks import _trainer
+from noisylightning import internals
 from noisylightning.callbacks._attach import attach, refuse_misfits, require_use_of_transition
 from noisylightning.corrections import Correction
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
@@ -95,7 +95,7 @@ class EstimateTransitionCallback(Callback):
         reinit: Literal["initial", "fresh", "keep"] = "initial",
         correction: Correction | None = None,
         loss_attribute: str = "correction",
-        predict: _trainer.Predict = _first_two,
+        predict: internals.Predict = _first_two,
     ) -> None:
         for name, value in (
             ("stage_one_epochs", stage_one_epochs),
@@ -151,10 +151,10 @@ class EstimateTransitionCallback(Callback):
         """Refuse what cannot work before any work is done, and put the correction in its place."""
         if stage != "fit":
             return
-        _trainer.refuse_unsupported(trainer)
+        internals.refuse_unsupported(trainer)
         refuse_misfits(pl_module)
-        if self.stage_one_epochs is None and self.stage_one_steps is None and not _trainer.dev_batches(trainer):
-            self._doubled = self._doubled or _trainer.double_length(trainer)
+        if self.stage_one_epochs is None and self.stage_one_steps is None and not internals.dev_batches(trainer):
+            self._doubled = self._doubled or internals.double_length(trainer)
         self._require_room_for_stage_two(trainer)
         if self.reinit == "fresh":
             if not callable(getattr(pl_module, "reset_weights", None)):
@@ -162,7 +162,7 @@ class EstimateTransitionCallback(Callback):
                     f"reinit='fresh' needs {type(pl_module).__name__}.reset_weights(), which draws its weights anew."
                 )
             with isolate_rng():  # a rehearsal, lest it fail after stage one
-                initial = _trainer.snapshot(pl_module)
+                initial = internals.snapshot(pl_module)
                 pl_module.reset_weights()  # type: ignore[operator]
                 pl_module.load_state_dict(initial)
         if self.correction is None:
@@ -170,8 +170,8 @@ class EstimateTransitionCallback(Callback):
         else:
             self.correction.initialize(self._num_classes(trainer, pl_module))
             self._criterion_called = attach(self.correction, pl_module, self.loss_attribute)
-        _trainer.listen_for_early_stopping(trainer, self._on_early_stopping)
-        _trainer.plan_schedules(trainer)
+        internals.listen_for_early_stopping(trainer, self._on_early_stopping)
+        internals.plan_schedules(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a fit where a checkpoint left it; its schedule is built next, so it must know the stage now."""
@@ -231,7 +231,7 @@ class EstimateTransitionCallback(Callback):
         if self._seed is None:
             self._seed = trainer.strategy.broadcast(torch.initial_seed())
         if self.stage == 1 and self._first is None:
-            self._first = {"weights": _trainer.snapshot(pl_module), **_trainer.first_state(trainer)}
+            self._first = {"weights": internals.snapshot(pl_module), **internals.first_state(trainer)}
         elif self.stage == 2:
             self._tell_module(pl_module)
 
@@ -241,13 +241,13 @@ class EstimateTransitionCallback(Callback):
         """Say that stage one begins; or end it, where a fit resumes on its last step."""
         if self.stage == 2:
             return
-        if self.estimate_from == "best" and not trainer.enable_validation and not _trainer.dev_batches(trainer):
+        if self.estimate_from == "best" and not trainer.enable_validation and not internals.dev_batches(trainer):
             raise ValueError(
                 "EstimateTransitionCallback(estimate_from='best') chooses weights by noisy validation data, but this"
                 " fit has none: pass a validation loader, or estimate_from='last'."
             )
         epochs, steps = self._end_of_stage_one(trainer)
-        if steps is not None and not _trainer.dev_batches(trainer) and trainer.estimated_stepping_batches <= steps:
+        if steps is not None and not internals.dev_batches(trainer) and trainer.estimated_stepping_batches <= steps:
             raise ValueError(
                 f"stage_one_steps = {steps} must be below the {trainer.estimated_stepping_batches} optimizer steps of"
                 " the whole fit: stage two takes the steps that stage one leaves."
@@ -261,16 +261,16 @@ class EstimateTransitionCallback(Callback):
 
     def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the first batch through the estimation pass, lest it fail after stage one."""
-        _trainer.warn_of_randomness(trainer, pl_module)
-        loader = _trainer.estimation_loader(trainer, pl_module, rehearsal=True)
-        _trainer.feed(trainer, pl_module, loader, self.estimator(self._num_classes(trainer, pl_module)), self.predict)
+        internals.warn_of_randomness(trainer, pl_module)
+        loader = internals.estimation_loader(trainer, pl_module, rehearsal=True)
+        internals.feed(trainer, pl_module, loader, self.estimator(self._num_classes(trainer, pl_module)), self.predict)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go to stage two where stage one is over; Lightning has saved, logged and scheduled all of it by now."""
         if self.stage == 1 and self._stage_one_is_over(trainer):
             self._begin_stage_two(trainer, pl_module)
         assert self._seed is not None
-        _trainer.reseed(trainer, self._seed)
+        internals.reseed(trainer, self._seed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Go to stage two within an epoch, where stage one is counted in steps."""
@@ -294,7 +294,7 @@ class EstimateTransitionCallback(Callback):
             score > self._best["score"] if self.mode == "max" else score < self._best["score"]
         )
         if better and not math.isnan(score):
-            weights = _trainer.judged_weights(trainer, pl_module) if self.estimate_from == "best" else None
+            weights = internals.judged_weights(trainer, pl_module) if self.estimate_from == "best" else None
             self._best = {"score": score, "epoch": trainer.current_epoch, "weights": weights}
             self._validations_since_best = 0
         else:
@@ -327,13 +327,13 @@ class EstimateTransitionCallback(Callback):
 
     def _end_of_stage_one(self, trainer: Trainer) -> tuple[int | None, int | None]:
         """Return epochs and steps of stage one; a fast_dev_run of several batches is cut in two."""
-        if _trainer.dev_batches(trainer):
-            return None, max(1, _trainer.dev_batches(trainer) // 2)
+        if internals.dev_batches(trainer):
+            return None, max(1, internals.dev_batches(trainer) // 2)
         return self._doubled or (self.stage_one_epochs, self.stage_one_steps)
 
     def _require_room_for_stage_two(self, trainer: Trainer) -> None:
-        if _trainer.dev_batches(trainer):
-            if _trainer.dev_batches(trainer) == 1:
+        if internals.dev_batches(trainer):
+            if internals.dev_batches(trainer) == 1:
                 rank_zero_warn("fast_dev_run=1 has one batch, which runs stage one alone; fast_dev_run=2 runs both.")
             return
         for name, own, whole, limit in (
@@ -360,24 +360,24 @@ class EstimateTransitionCallback(Callback):
         assert self._first is not None
         weights, origin = self._weights_to_estimate_with(trainer, pl_module)
         pl_module.load_state_dict(weights)
-        _trainer.share_buffers(trainer, pl_module)
-        loader = _trainer.estimation_loader(trainer, pl_module)
+        internals.share_buffers(trainer, pl_module)
+        loader = internals.estimation_loader(trainer, pl_module)
         estimator = self.estimator(self._num_classes(trainer, pl_module))
-        self.transition = _trainer.estimate(trainer, pl_module, loader, estimator, self.predict)
+        self.transition = internals.estimate(trainer, pl_module, loader, estimator, self.predict)
         self._publish(trainer, pl_module, f"{type(estimator).__name__}, {origin}, {len(loader.dataset):,} examples")  # type: ignore[arg-type]
 
         if self.reinit == "initial":
             pl_module.load_state_dict(self._first["weights"])
         elif self.reinit == "fresh":
             assert self._seed is not None
-            _trainer.reseed(trainer, self._seed)
+            internals.reseed(trainer, self._seed)
             pl_module.reset_weights()  # type: ignore[operator]
-            pl_module.load_state_dict(trainer.strategy.broadcast(_trainer.snapshot(pl_module)))
+            pl_module.load_state_dict(trainer.strategy.broadcast(internals.snapshot(pl_module)))
         correction = self._correction_of(pl_module)
         if correction is not None:
             correction.set_transition(self.transition)
-        self._stage_two_span = _trainer.rest_of_the_fit(trainer, within_epoch)
-        _trainer.restart(trainer, pl_module, self._first)
+        self._stage_two_span = internals.rest_of_the_fit(trainer, within_epoch)
+        internals.restart(trainer, pl_module, self._first)
         self._tell_module(pl_module)
         self.stage = 2
         self._first = self._best = None
@@ -386,7 +386,7 @@ class EstimateTransitionCallback(Callback):
         rank_zero_info(f"Stage two: training from {start} with {name} and the estimated T.")
 
     def _weights_to_estimate_with(self, trainer: Trainer, module: LightningModule) -> tuple[dict[str, Any], str]:
-        if self.estimate_from == "best" and not _trainer.dev_batches(trainer):
+        if self.estimate_from == "best" and not internals.dev_batches(trainer):
             if self._best is None:
                 raise ValueError(
                     f"EstimateTransitionCallback(estimate_from='best') has met no {self.monitor!r} in stage one:"
@@ -395,19 +395,19 @@ class EstimateTransitionCallback(Callback):
             self.stage_one_epoch = self._best["epoch"]
             return self._best["weights"], f"epoch {self.stage_one_epoch} with {self.monitor} {self._best['score']:.4f}"
         self.stage_one_epoch = trainer.current_epoch - 1
-        return _trainer.judged_weights(trainer, module), f"weights after {trainer.global_step} steps"
+        return internals.judged_weights(trainer, module), f"weights after {trainer.global_step} steps"
 
     def _publish(self, trainer: Trainer, module: LightningModule, source: str) -> None:
         assert self.transition is not None
-        true = _trainer.data_attribute(trainer, "transition")
+        true = internals.data_attribute(trainer, "transition")
         error = "" if true is None else f"; relative L1 error {relative_l1_error(self.transition, true.cpu()):.4f}"
         folder = trainer.log_dir  # a collective: every process asks
         saved = ""
-        if not _trainer.dev_batches(trainer):
+        if not internals.dev_batches(trainer):
             assert folder is not None
             self.stage_one_checkpoint = f"{folder}/stage_one.ckpt"
             trainer.save_checkpoint(self.stage_one_checkpoint, weights_only=True)
-            names = _trainer.data_attribute(trainer, "class_names")
+            names = internals.data_attribute(trainer, "class_names")
             if trainer.is_global_zero:
                 publish_transition(self.transition, true, folder, trainer.loggers, trainer.global_step, names)
             saved = f"; saved in {folder}"
@@ -439,5 +439,5 @@ class EstimateTransitionCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where the fit ended before T was estimated."""
-        if self.stage == 1 and not _trainer.dev_batches(trainer):
+        if self.stage == 1 and not internals.dev_batches(trainer):
             rank_zero_warn("The fit ended in stage one: T was not estimated, and no corrected loss was used.")

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from noisylightning.callbacks import _trainer
+from noisylightning import internals
 from noisylightning.corrections import Correction
 
 
@@ -52,8 +52,8 @@ class FineTuneOnTrusted(Callback):
         """Refuse what cannot work before any work is done."""
         if stage != "fit":
             return
-        _trainer.refuse_unsupported(trainer)
-        _trainer.plan_schedules(trainer)
+        internals.refuse_unsupported(trainer)
+        internals.plan_schedules(trainer)
         if trainer.max_epochs not in (None, -1) and self.from_epoch >= trainer.max_epochs:
             raise ValueError(
                 f"from_epoch = {self.from_epoch} must be below the trainer's max_epochs = {trainer.max_epochs}:"
@@ -64,7 +64,7 @@ class FineTuneOnTrusted(Callback):
             raise ValueError(
                 f"FineTuneOnTrusted needs a correction with a dense T at {type(pl_module).__name__}.correction."
             )
-        if _trainer.data_attribute(trainer, "trusted_train_dataloader") is None:
+        if internals.data_attribute(trainer, "trusted_train_dataloader") is None:
             raise ValueError(
                 "FineTuneOnTrusted needs a data module with trusted_train_dataloader(): the noisylightning ones have it"
                 " once `trusted` says which samples are known to be right."
@@ -74,12 +74,12 @@ class FineTuneOnTrusted(Callback):
         """Fail early where the trusted set is empty; keep the first states of the checkpoints and the precision."""
         trainer.datamodule.trusted_train_dataloader()  # type: ignore[attr-defined]
         if self._first is None:
-            self._first = _trainer.first_state(trainer)
+            self._first = internals.first_state(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the trusted set up again where a fit resumes within the phase."""
         if self.began:
-            _trainer.train_on(trainer, trainer.datamodule.trusted_train_dataloader())  # type: ignore[attr-defined]
+            internals.train_on(trainer, trainer.datamodule.trusted_train_dataloader())  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the phase at its epoch; Lightning has saved, logged and scheduled all before by now."""
@@ -87,15 +87,15 @@ class FineTuneOnTrusted(Callback):
             return
         assert self._first is not None
         self.began = True
-        _trainer.train_on(trainer, trainer.datamodule.trusted_train_dataloader())  # type: ignore[attr-defined]
-        self._span = _trainer.rest_of_the_fit(trainer)
-        _trainer.restart(trainer, pl_module, self._first)
+        internals.train_on(trainer, trainer.datamodule.trusted_train_dataloader())  # type: ignore[attr-defined]
+        self._span = internals.rest_of_the_fit(trainer)
+        internals.restart(trainer, pl_module, self._first)
         self._scale_rates(trainer)
         rank_zero_info(f"Fine-tuning: the plain loss on the trusted samples, from epoch {trainer.current_epoch}.")
 
     def schedule_span(self, trainer: Trainer) -> tuple[int, int] | None:
         """Return the epochs and steps that a schedule built now has to span; None where another callback knows."""
-        alone = not any(hasattr(peer, "stage_one_epochs") for peer in _trainer.callbacks(trainer))
+        alone = not any(hasattr(peer, "stage_one_epochs") for peer in internals.callbacks(trainer))
         return (self.from_epoch, trainer.max_steps) if self._span is None and alone else self._span
 
     def _scale_rates(self, trainer: Trainer) -> None:

@@ -3,7 +3,7 @@
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
-from noisylightning.callbacks._trainer import data_attribute
+from noisylightning.internals import data_attribute
 
 
 class KnownTransitionCallback(Callback):

@@ -11,7 +11,6 @@ from noisylightning.data.huggingface import HuggingFaceDataModule
 from noisylightning.data.human import ConfusionNoise, HumanNoise
 from noisylightning.data.image import Normalize, RandomCropFlip
 from noisylightning.data.imdb import IMDBDataModule
-from noisylightning.data.manifest import NoisyLabels
 from noisylightning.data.mnist import FashionMNISTDataModule, MNISTDataModule
 from noisylightning.data.noise import (
     AsymmetricNoise,
@@ -22,6 +21,7 @@ from noisylightning.data.noise import (
     TransitionNoise,
     measure_transition,
 )
+from noisylightning.data.noisy_labels import NoisyLabels
 from noisylightning.data.table import TableDataModule
 from noisylightning.data.text import NoisyTextDataModule, TextTableDataModule
 from noisylightning.data.text_encoder import TextEncoder

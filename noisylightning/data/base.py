@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noisylightning.data._random import seeded_generator
-from noisylightning.data.manifest import NoisyLabels
 from noisylightning.data.noise import AsymmetricNoise, LabelNoise, TransitionNoise, check_labels
+from noisylightning.data.noisy_labels import NoisyLabels
 from noisylightning.data.view import Augmentation, EpochSampler, Inputs, LabelledView, Transform
 from noisylightning.transition import from_flips
 

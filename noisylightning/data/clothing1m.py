@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisylightning.data._text_files import read_lines
-from noisylightning.data.files import ImageFilesDataModule
+from noisylightning.data.image_files import ImageFilesDataModule
+from noisylightning.data.rows import read_lines
 from noisylightning.data.view import Inputs
 
 

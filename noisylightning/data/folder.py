@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisylightning.data._text_files import label_number, names_of, read_lines, read_records
-from noisylightning.data.files import ImageFilesDataModule
+from noisylightning.data.image_files import ImageFilesDataModule
+from noisylightning.data.rows import label_number, names_of, read_lines, read_records
 
 
 class ImageFolderDataModule(ImageFilesDataModule):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisylightning.data._text_files import names_of
-from noisylightning.data.files import ImageFilesDataModule, ImageSource, square_image
+from noisylightning.data.image_files import ImageFilesDataModule, ImageSource, square_image
+from noisylightning.data.rows import names_of
 from noisylightning.data.view import Inputs
 
 

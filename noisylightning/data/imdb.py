@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from noisylightning.data._text_files import checked_text, label_number, read_records, read_text
 from noisylightning.data.mnist import default_data_dir
+from noisylightning.data.rows import checked_text, label_number, read_records, read_text
 from noisylightning.data.text import NoisyTextDataModule, Part
 from noisylightning.transition import binary_asymmetric
 

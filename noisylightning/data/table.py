@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisylightning.data._text_files import label_number, names_of, read_records
 from noisylightning.data.base import NoisyDataModule
+from noisylightning.data.rows import label_number, names_of, read_records
 
 
 class TableDataModule(NoisyDataModule):

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisylightning._files import written_whole
-from noisylightning.data._text_files import checked_text, label_number, names_of, read_records
+from noisylightning.atomic import written_whole
 from noisylightning.data.base import NoisyDataModule
+from noisylightning.data.rows import checked_text, label_number, names_of, read_records
 from noisylightning.data.text_encoder import TextEncoder
 
 Part: TypeAlias = Literal["train", "test"]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisylightning._files import written_whole
+from noisylightning.atomic import written_whole
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,8 +1,8 @@
 """Pure tensor mathematics: corrected and base losses as functions."""
 
-from noisylightning.functional._checks import validate_target
 from noisylightning.functional._protocol import StructuredTransition
-from noisylightning.functional.backward import backward_cross_entropy, inverse_rows, invert_transition
+from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
+from noisylightning.functional.checks import validate_target
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
 from noisylightning.functional.losses import (
     early_learning_regularization,
@@ -24,6 +24,7 @@ from noisylightning.functional.losses import (
     unhinged_loss,
 )
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
+from noisylightning.transition import invert_transition
 
 __all__ = [
     "StructuredTransition",

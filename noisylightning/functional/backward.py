@@ -5,52 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisylightning.functional import _kernels
-from noisylightning.functional._checks import check_arguments, settle_target, values_readable
 from noisylightning.functional._protocol import StructuredTransition
-from noisylightning.functional._reduction import (
-    Reduction,
-    class_last,
-    expectation,
-    log_softmax,
-    reduce_values,
-    weigh,
-)
-
-
-def invert_transition(transition: Tensor, max_condition: float = 1 / torch.finfo(torch.float64).eps) -> Tensor:
-    """``T^-1``, computed in float64.
-
-    Args:
-        transition: T, row-stochastic, shape ``(C, C)``. Differentiable.
-        max_condition: Refuse a T whose condition number is larger. In the infinity norm it is the largest absolute row
-            sum of ``T^-1``, the most by which backward correction can amplify a loss. Default: what float64 resolves.
-
-    Returns:
-        Shape ``(C, C)``, dtype of ``transition``; its rows sum to one.
-
-    Raises:
-        ValueError: T is singular, or its condition number past the bound.
-
-    Example:
-        >>> invert_transition(torch.tensor([[0.8, 0.2], [0.2, 0.8]]))
-        tensor([[ 1.3333, -0.3333],
-                [-0.3333,  1.3333]])
-    """
-    with torch.autocast(transition.device.type, enabled=False):
-        inverse, singular = torch.linalg.inv_ex(transition.double())
-    if values_readable(inverse):
-        check_condition(float("inf") if bool(singular) else float(inverse.detach().abs().sum(1).max()), max_condition)
-    return inverse.to(transition.dtype).contiguous()  # a row per label is what is read
-
-
-def check_condition(condition: float, max_condition: float) -> None:
-    """Raise :class:`ValueError` if T's condition number is past the bound, or NaN."""
-    if not condition <= max_condition:
-        raise ValueError(
-            f"the transition matrix has condition number {condition:.4g}, past the bound {max_condition:.4g}: backward "
-            "correction would amplify the losses that much; use forward correction, or raise max_condition."
-        )
+from noisylightning.functional.checks import check_arguments, settle_target
+from noisylightning.functional.reduction import Reduction, reduce_values, weigh
+from noisylightning.kernels import cross_entropy as kernels
+from noisylightning.tensors import class_last, expectation, log_softmax
+from noisylightning.transition import invert_transition
 
 
 def inverse_rows(labels: Tensor, inverse: Tensor | StructuredTransition, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -159,8 +119,8 @@ def settled_backward_cross_entropy(
     if weight is None and isinstance(inverse, Tensor):
         rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
         if kept is None and reduction == "mean":
-            return _kernels.mean_cross_entropy(rows, flat, inverse, backward=True)
-        values = -_kernels.log_likelihood(rows, flat, inverse, backward=True).view(labels.shape)
+            return kernels.mean_cross_entropy(rows, flat, inverse, backward=True)
+        values = -kernels.log_likelihood(rows, flat, inverse, backward=True).view(labels.shape)
     else:
         log_p = log_softmax(logits)
         values = expectation(-log_p, weigh(inverse_rows(labels, inverse, log_p.dtype), weight))

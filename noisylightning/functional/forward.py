@@ -7,17 +7,11 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisylightning.functional import _kernels
-from noisylightning.functional._checks import check_arguments, check_inputs, check_transition, settle_target
 from noisylightning.functional._protocol import StructuredTransition
-from noisylightning.functional._reduction import (
-    Reduction,
-    class_last,
-    expectation,
-    log_softmax,
-    reduce_values,
-    weigh,
-)
+from noisylightning.functional.checks import check_arguments, check_inputs, check_transition, settle_target
+from noisylightning.functional.reduction import Reduction, reduce_values, weigh
+from noisylightning.kernels import cross_entropy as kernels
+from noisylightning.tensors import class_last, expectation, log_softmax
 
 
 def noisy_log_likelihood(
@@ -64,7 +58,7 @@ def label_log_likelihood(
     """:func:`noisy_log_likelihood` of labels that have been checked, none of them ignored."""
     rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
     if isinstance(transition, Tensor):
-        log_q = _kernels.log_likelihood(rows, flat, transition.t())
+        log_q = kernels.log_likelihood(rows, flat, transition.t())
     else:
         log_q = transition.log_likelihood(log_softmax(rows), flat)
     return _floored(log_q if logits.ndim == 2 else log_q.view(labels.shape), floor)
@@ -82,7 +76,7 @@ def settled_forward_cross_entropy(
     """:func:`forward_cross_entropy` of class indices that have been settled."""
     if kept is None and weight is None and reduction == "mean" and floor == 0 and isinstance(transition, Tensor):
         rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
-        return _kernels.mean_cross_entropy(rows, flat, transition.t())
+        return kernels.mean_cross_entropy(rows, flat, transition.t())
     values = -label_log_likelihood(logits, labels, transition, floor)
     return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction)
 
@@ -106,8 +100,8 @@ def noisy_log_posterior(logits: Tensor, transition: Tensor | StructuredTransitio
         tensor([[0.4000, 0.6000]])
     """
     log_p = log_softmax(class_last(logits))
-    if isinstance(transition, Tensor):
-        value = _kernels.log_matmul(log_p, transition)
+    if isinstance(transition, Tensor):  # noqa: SIM108
+        value = kernels.log_matmul(log_p, transition)
     else:
         value = transition.log_posterior(log_p)
     if logits.ndim > 2:

@@ -23,8 +23,9 @@ import math
 import torch
 from torch import Tensor
 
-from noisylightning.functional._checks import check_inputs, settle_target
-from noisylightning.functional._reduction import Reduction, expectation, pick, reduce_values, weigh
+from noisylightning.functional.checks import check_inputs, settle_target
+from noisylightning.functional.reduction import Reduction, reduce_values, weigh
+from noisylightning.tensors import expectation, pick
 
 
 def label_loss(

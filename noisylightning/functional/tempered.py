@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisylightning.functional._checks import values_readable
-from noisylightning.functional._reduction import log_softmax
 from noisylightning.functional.losses import check_interval, generalized_cross_entropy
+from noisylightning.tensors import log_softmax, values_readable
 
 
 def log_tempered_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:

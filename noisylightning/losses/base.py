@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from noisylightning.functional._checks import check_inputs, settle_target, validate_target, values_readable
-from noisylightning.functional._reduction import Reduction, log_softmax, pick, reduce_values, weigh
-from noisylightning.functional._reduction import expectation as expectation
+from noisylightning.functional.checks import check_inputs, settle_target, validate_target
+from noisylightning.functional.reduction import Reduction, reduce_values, weigh
+from noisylightning.tensors import expectation as expectation
+from noisylightning.tensors import log_softmax, pick, values_readable
 
 
 class Loss(nn.Module):

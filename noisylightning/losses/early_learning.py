@@ -6,10 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from noisylightning.functional._checks import values_readable
-from noisylightning.functional._reduction import expectation, log_softmax, pick
 from noisylightning.functional.losses import check_interval, early_learning_regularization
 from noisylightning.losses.base import Loss
+from noisylightning.tensors import expectation, log_softmax, pick, values_readable
 
 
 class EarlyLearningRegularization(Loss):

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from noisylightning.functional._reduction import log_softmax
 from noisylightning.functional.losses import ramp_loss, savage_loss, sigmoid_loss, unhinged_loss
 from noisylightning.losses.base import Loss
+from noisylightning.tensors import log_softmax
 
 
 class UnhingedLoss(Loss):

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from noisylightning.functional._reduction import log_softmax
 from noisylightning.functional.losses import check_interval, label_smoothing
 from noisylightning.losses.base import Loss
+from noisylightning.tensors import log_softmax
 
 
 class LabelSmoothing(Loss):

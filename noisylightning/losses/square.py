@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from noisylightning.functional._reduction import log_softmax
 from noisylightning.functional.losses import square_loss
 from noisylightning.losses.base import Loss
+from noisylightning.tensors import log_softmax
 
 
 class SquareLoss(Loss):

@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import Tensor
 
-from noisylightning.functional._reduction import log_softmax
 from noisylightning.functional.losses import (
     check_interval,
     mean_absolute_error,
@@ -13,6 +12,7 @@ from noisylightning.functional.losses import (
     symmetric_cross_entropy,
 )
 from noisylightning.losses.base import LikelihoodLoss, Loss
+from noisylightning.tensors import log_softmax
 
 
 class MeanAbsoluteError(LikelihoodLoss):

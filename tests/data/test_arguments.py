@@ -8,7 +8,7 @@ from pytorch_lightning import LightningDataModule
 
 import noisylightning.data
 from noisylightning.data import DatasetDataModule, LabelNoise, NoisyDataModule
-from noisylightning.data.files import ImageFilesDataModule
+from noisylightning.data.image_files import ImageFilesDataModule
 from noisylightning.data.text import NoisyTextDataModule
 
 PUBLIC = [getattr(noisylightning.data, name) for name in noisylightning.data.__all__]

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from noisylightning.data.clothing1m import Clothing1MDataModule
-from noisylightning.data.files import ImageFiles
 from noisylightning.data.folder import ImageFolderDataModule, ImageListDataModule
+from noisylightning.data.image_files import ImageFiles
 
 
 def read_image(path, size):

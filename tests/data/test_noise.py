@@ -12,8 +12,8 @@ from noisylightning.data import (
     SymmetricNoise,
     TransitionNoise,
 )
-from noisylightning.data.manifest import labels_checksum
 from noisylightning.data.noise import check_labels, measure_transition, sample_noisy_labels
+from noisylightning.data.noisy_labels import labels_checksum
 from noisylightning.transition import MNIST_FLIPS, from_flips, mnist_asymmetric, pairflip, symmetric
 
 

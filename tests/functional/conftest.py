@@ -2,7 +2,7 @@
 
 import pytest
 
-from noisylightning.functional import _fused
+from noisylightning.kernels import fused
 
 
 @pytest.fixture(scope="module", params=["kernel", "steps"])
@@ -10,7 +10,7 @@ def way(request):
     """Everything holds with the compiled kernel and without it."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "steps":
-            patch.setattr(_fused, "kernel", None)
-        elif _fused.kernel is None:
+            patch.setattr(fused, "kernel", None)
+        elif fused.kernel is None:
             pytest.skip("the package was installed without a C++ compiler")
         yield

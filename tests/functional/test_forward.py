@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisylightning.functional import _kernels as kernels
 from noisylightning.functional import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
+from noisylightning.kernels import cross_entropy as kernels
 
 pytestmark = pytest.mark.usefixtures("way")
 

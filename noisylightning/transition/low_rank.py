@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from noisylightning.functional._kernels import exact_log_likelihood, log_matmul, repaired_log
-from noisylightning.functional.backward import check_condition
-from noisylightning.structured.base import Transition
+from noisylightning.kernels.cross_entropy import exact_log_likelihood, log_matmul, repaired_log
+from noisylightning.transition.base import Transition
+from noisylightning.transition.check import check_condition
 
 
 class LowRankTransition(Transition):

@@ -1,6 +1,6 @@
-"""One canary for each thing inside Lightning that ``callbacks/_trainer.py`` relies on.
+"""One canary for each thing inside Lightning that ``internals.py`` relies on.
 
-Where one of these fails with a new release, Lightning has changed and ``_trainer.py`` has to follow; the other tests
+Where one of these fails with a new release, Lightning has changed and ``internals.py`` has to follow; the other tests
 would only say that training went wrong.
 """
 

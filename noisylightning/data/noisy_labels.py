@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisylightning._files import written_whole
+from noisylightning.atomic import written_whole
 from noisylightning.data._random import seeded_generator
 from noisylightning.data.noise import LabelNoise, check_labels, measure_transition
 from noisylightning.data.view import Inputs

@@ -3,7 +3,7 @@
 Two ways to the same number. ``exact_*`` are plain differentiable operations, shifted per sample so that nothing
 underflows: they serve compilation, ``torch.func``, a T that wants a gradient, second derivatives, and accelerators.
 The two :class:`torch.autograd.Function` are for eager CPU training with a fixed T: one buffer, which the backward pass
-gives away as the gradient, filled sample by sample by a compiled kernel (:mod:`._fused`) or, where that does not serve,
+gives away as the gradient, filled sample by sample by a compiled kernel (:mod:`.fused`) or, where that does not serve,
 in cache-sized pieces by steps of torch; the rare samples that underflow are repaired by the exact way.
 
 Both read one row of a table per label, and ``backward`` says which correction it is: a column of T (forward), or a row
@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisylightning.functional import _fused
-from noisylightning.functional._checks import values_readable
-from noisylightning.functional._reduction import expectation, log_softmax
+from noisylightning.kernels import fused
+from noisylightning.tensors import expectation, log_softmax, values_readable
 
 PIECE = 2**20  # entries worked on at a time: 4 MiB of float32, so that the steps find each other's results in the cache
 VECTOR = 16  # over fewer classes than this torch's softmax goes number by number: ten times faster along the samples
@@ -163,9 +162,9 @@ def _evaluate(
         the factor: ``p - r`` with ``r_i = p_i T_iy / (p T)_y``, the clean label's posterior, for forward correction,
         ``p - (T^-1)_y`` for backward; and the sum of the first.
     """
-    if _fused.serves(logits, labels, table):
-        smallest = -math.inf if backward else _fused.SMALLEST_LOG_SUM
-        values, difference, total = _fused.evaluate(logits, labels, table, backward, slope, factor, smallest)
+    if fused.serves(logits, labels, table):
+        smallest = -math.inf if backward else fused.SMALLEST_LOG_SUM
+        values, difference, total = fused.evaluate(logits, labels, table, backward, slope, factor, smallest)
     else:
         values, difference = _in_pieces(logits, labels, table, backward, slope, factor)
         smallest = -math.inf if backward else math.log(SMALLEST_SUM[values.dtype])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from noisylightning.corrections import BackwardCorrection, ForwardCorrection
-from noisylightning.functional import _fused as fused
 from noisylightning.functional import forward_cross_entropy, noisy_log_likelihood
-from noisylightning.functional._kernels import log_likelihood, mean_cross_entropy
+from noisylightning.kernels import fused
+from noisylightning.kernels.cross_entropy import log_likelihood, mean_cross_entropy
 from noisylightning.losses import CrossEntropy
 
 needs_kernel = pytest.mark.skipif(fused.kernel is None, reason="the package was installed without a C++ compiler")

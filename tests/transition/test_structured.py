@@ -12,14 +12,18 @@ import torch
 from noisylightning.corrections import BackwardCorrection, ForwardCorrection, ImportanceReweighting
 from noisylightning.functional import StructuredTransition, forward_cross_entropy, noisy_log_posterior
 from noisylightning.losses import CrossEntropy, SquareLoss
-from noisylightning.structured import (
+from noisylightning.transition import (
     BlockDiagonalTransition,
     LowRankTransition,
     SparseTransition,
     SymmetricTransition,
+    condition_number,
+    from_flips,
+    pairflip,
     sparse,
+    symmetric,
+    validate_transition,
 )
-from noisylightning.transition import condition_number, from_flips, pairflip, symmetric, validate_transition
 
 CLASSES = 9
 DOUBLE = {"dtype": torch.float64}

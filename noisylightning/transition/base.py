@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from noisylightning.functional._kernels import repaired_log
-from noisylightning.functional.backward import check_condition
+from noisylightning.kernels.cross_entropy import repaired_log
+from noisylightning.transition.check import check_condition
 
 
 class Transition(nn.Module):

@@ -1,11 +1,9 @@
-"""Build, check, compare and load transition matrices: ``T[i, j] = p(noisy = j | clean = i)``, rows sum to one."""
+"""Build transition matrices: ``T[i, j] = p(noisy = j | clean = i)``, rows sum to one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -238,128 +236,6 @@ def binary_asymmetric(rate: float, *, dtype: torch.dtype | None = None) -> Tenso
     """
     _check(2, rate)
     return torch.tensor([[0.95, 0.05], [rate, 1 - rate]], dtype=dtype)
-
-
-def validate_transition(transition: Tensor, num_classes: int | None = None) -> None:
-    """Raise unless ``transition`` is a square row-stochastic matrix.
-
-    Args:
-        transition: The matrix, shape ``(C, C)``, floating dtype.
-        num_classes: The C that it must have, if that is known.
-
-    Raises:
-        TypeError: Not a floating tensor.
-        ValueError: Not square, of another C, not finite, negative, or a row that does not sum to one.
-
-    Example:
-        >>> validate_transition(torch.tensor([[0.9, 0.2], [0.0, 1.0]]))
-        Traceback (most recent call last):
-        ...
-        ValueError: row 0 of the transition matrix sums to 1.1, not to one: T[i, j] = p(noisy = j | clean = i) ...
-    """
-    if not isinstance(transition, Tensor) or not transition.is_floating_point():
-        seen = transition.dtype if isinstance(transition, Tensor) else type(transition).__name__
-        raise TypeError(f"the transition matrix must be a floating tensor, got {seen}.")
-    if transition.ndim != 2 or transition.shape[0] != transition.shape[1]:
-        raise ValueError(f"the transition matrix must be square, (C, C), got shape {tuple(transition.shape)}.")
-    if num_classes is not None and len(transition) != num_classes:
-        raise ValueError(
-            f"the transition matrix is for {len(transition)} classes but {num_classes} are expected: pass the T of "
-            "this data set."
-        )
-    for wrong, word in ((~transition.isfinite(), "not a finite number"), (transition < 0, "negative")):
-        if wrong.any():
-            i, j = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"the transition matrix holds {float(transition[i, j]):.6g} at row {i}, column {j}, which is {word}: "
-                "its entries are probabilities."
-            )
-    sums = transition.sum(1, dtype=torch.float64)
-    row = int((sums - 1).abs().argmax())
-    if abs(float(sums[row]) - 1) > 1e-4:
-        hint = " (its columns do: transpose it)" if bool(((transition.sum(0) - 1).abs() <= 1e-4).all()) else ""
-        raise ValueError(
-            f"row {row} of the transition matrix sums to {float(sums[row]):.6g}, not to one{hint}: "
-            "T[i, j] = p(noisy = j | clean = i) has one distribution per row."
-        )
-
-
-def relative_l1_error(estimate: Tensor, true: Tensor) -> Tensor:
-    """The error of an estimated T as published tables give it: ``sum |T_hat - T| / sum T``.
-
-    Args:
-        estimate: T-hat, shape ``(C, C)``.
-        true: T, shape ``(C, C)``.
-
-    Returns:
-        A scalar, 0 for a perfect estimate and at most 2 for row-stochastic ones.
-
-    Raises:
-        ValueError: The shapes differ.
-
-    Example:
-        >>> relative_l1_error(torch.eye(2), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
-        tensor(0.2000)
-    """
-    if estimate.shape != true.shape:
-        raise ValueError(f"the estimate has shape {tuple(estimate.shape)} but the true T {tuple(true.shape)}.")
-    return (estimate - true).abs().sum() / true.sum()
-
-
-def condition_number(transition: Tensor) -> Tensor:
-    """The condition number of T in the infinity norm: the most by which backward correction can amplify a loss.
-
-    It is the largest absolute row sum of ``T^-1``, since the rows of T sum to one: backward's loss is
-    ``(T^-1 l)_y``, which is at most that many times the largest ``|l_j|``.
-
-    Args:
-        transition: T, shape ``(C, C)``.
-
-    Returns:
-        A float64 scalar, at least 1, and infinity for a singular T.
-
-    Example:
-        >>> condition_number(symmetric(10, 0.5))
-        tensor(3.2500, dtype=torch.float64)
-    """
-    inverse, singular = torch.linalg.inv_ex(transition.double())
-    return inverse.abs().sum(1).max() if singular == 0 else inverse.new_tensor(torch.inf)
-
-
-def load_transition(path: str | Path, *, dtype: torch.dtype | None = None) -> Tensor:
-    r"""Read T from a ``.npy`` or a comma-separated ``.csv`` file.
-
-    Args:
-        path: The file.
-        dtype: Default: torch's default dtype.
-
-    Returns:
-        Row-stochastic T, shape ``(C, C)``.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Another kind of file, or a matrix that :func:`validate_transition` refuses.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
-        ...     print("0.9,0.1", "0.2,0.8", sep="\n", file=file, flush=True)
-        ...     load_transition(file.name)
-        tensor([[0.9000, 0.1000],
-                [0.2000, 0.8000]])
-    """
-    path = Path(path)
-    if path.suffix not in (".npy", ".csv"):
-        raise ValueError(f"a transition matrix is read from a .npy or .csv file, got {str(path)!r}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"no transition matrix at {str(path)!r}: check the path, or write T there first.")
-    try:
-        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
-        transition = torch.from_numpy(np.asarray(array, dtype=np.float64)).to(dtype or torch.get_default_dtype())
-        validate_transition(transition)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"no transition matrix in {str(path)!r}: {error}") from None
-    return transition
 
 
 def _check(num_classes: int, rate: float) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisylightning.functional._checks import values_readable
-from noisylightning.functional._kernels import exact_log_likelihood
-from noisylightning.functional.backward import check_condition
-from noisylightning.structured.base import Transition
-from noisylightning.transition import validate_transition
+from noisylightning.kernels.cross_entropy import exact_log_likelihood
+from noisylightning.tensors import values_readable
+from noisylightning.transition.base import Transition
+from noisylightning.transition.check import check_condition, validate_transition
 
 LARGEST_GROUP = 2048  # connected classes up to this many are inverted as a dense block
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from noisylightning.functional._protocol import StructuredTransition
+from noisylightning.tensors import values_readable
 
 
 def check_inputs(logits: Tensor, target: Tensor) -> None:
@@ -168,9 +169,3 @@ def settle_target(target: Tensor, num_classes: int, ignore_index: int = -100) ->
             return target, None
     kept = target != ignore_index
     return target.masked_fill(~kept, 0), kept
-
-
-def values_readable(*tensors: Tensor) -> bool:
-    """Whether Python may look at the values of all of them (not while compiling, not inside ``vmap``)."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return not torch.compiler.is_compiling() and not any(map(wrapped, tensors))

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from noisylightning.functional._kernels import exact_log_likelihood
-from noisylightning.functional._reduction import pick
-from noisylightning.structured.base import Transition
+from noisylightning.kernels.cross_entropy import exact_log_likelihood
+from noisylightning.tensors import pick
+from noisylightning.transition.base import Transition
 
 
 class SymmetricTransition(Transition):

@@ -1,6 +1,6 @@
 """The one file that reaches inside Lightning's Trainer.
 
-``tests/test_trainer_canaries.py`` holds a canary for every behaviour relied on here, so that a Lightning release that
+``tests/test_internals.py`` holds a canary for every behaviour relied on here, so that a Lightning release that
 changes one is noticed there first. Callbacks and strategies are told apart by name: ``lightning.pytorch`` and
 ``pytorch_lightning`` hold two classes of each.
 """

@@ -1,7 +1,7 @@
 """The way into ``_fused_kernel.cpp``: corrected cross-entropy and its slope in one go, where it could be compiled.
 
 The kernel takes addresses, so all that makes an address safe to hand over is asked here. Without it, and for what it
-does not serve, :mod:`noisylightning.functional._kernels` does the same in steps of torch.
+does not serve, :mod:`noisylightning.kernels.cross_entropy` does the same in steps of torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 try:
-    from noisylightning.functional import _fused_kernel as kernel
+    from noisylightning.kernels import _fused_kernel as kernel
 except ImportError:  # installed where there was no C++ compiler
     kernel = None  # type: ignore[assignment]
 

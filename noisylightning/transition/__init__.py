@@ -1,0 +1,50 @@
+"""T: matrices to build, check, compare and load; and T with structure, whose memory and time follow the structure."""
+
+from noisylightning.transition.base import Transition
+from noisylightning.transition.build import (
+    CIFAR10_FLIPS,
+    CIFAR100_SUPERCLASSES,
+    MNIST_FLIPS,
+    binary_asymmetric,
+    cifar10_asymmetric,
+    cifar100_asymmetric,
+    cifar100_flips,
+    from_flips,
+    mnist_asymmetric,
+    pairflip,
+    symmetric,
+)
+from noisylightning.transition.check import (
+    condition_number,
+    invert_transition,
+    relative_l1_error,
+    validate_transition,
+)
+from noisylightning.transition.closed_form import SymmetricTransition
+from noisylightning.transition.load import load_transition
+from noisylightning.transition.low_rank import LowRankTransition
+from noisylightning.transition.sparse import BlockDiagonalTransition, SparseTransition
+
+__all__ = [
+    "CIFAR10_FLIPS",
+    "CIFAR100_SUPERCLASSES",
+    "MNIST_FLIPS",
+    "BlockDiagonalTransition",
+    "LowRankTransition",
+    "SparseTransition",
+    "SymmetricTransition",
+    "Transition",
+    "binary_asymmetric",
+    "cifar10_asymmetric",
+    "cifar100_asymmetric",
+    "cifar100_flips",
+    "condition_number",
+    "from_flips",
+    "invert_transition",
+    "load_transition",
+    "mnist_asymmetric",
+    "pairflip",
+    "relative_l1_error",
+    "symmetric",
+    "validate_transition",
+]

@@ -1,0 +1,47 @@
+"""Read T from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisylightning.transition.check import validate_transition
+
+
+def load_transition(path: str | Path, *, dtype: torch.dtype | None = None) -> Tensor:
+    r"""Read T from a ``.npy`` or a comma-separated ``.csv`` file.
+
+    Args:
+        path: The file.
+        dtype: Default: torch's default dtype.
+
+    Returns:
+        Row-stochastic T, shape ``(C, C)``.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Another kind of file, or a matrix that :func:`validate_transition` refuses.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        ...     print("0.9,0.1", "0.2,0.8", sep="\n", file=file, flush=True)
+        ...     load_transition(file.name)
+        tensor([[0.9000, 0.1000],
+                [0.2000, 0.8000]])
+    """
+    path = Path(path)
+    if path.suffix not in (".npy", ".csv"):
+        raise ValueError(f"a transition matrix is read from a .npy or .csv file, got {str(path)!r}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"no transition matrix at {str(path)!r}: check the path, or write T there first.")
+    try:
+        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
+        transition = torch.from_numpy(np.asarray(array, dtype=np.float64)).to(dtype or torch.get_default_dtype())
+        validate_transition(transition)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"no transition matrix in {str(path)!r}: {error}") from None
+    return transition
