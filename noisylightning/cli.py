@@ -1,17 +1,13 @@
 """The command ``noisylightning``: LightningCLI over all models, data modules, corrections and estimators."""
 
 import sys
-import traceback
 import warnings
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import auto_cli
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-import noisylightning.data
-import noisylightning.losses
-import noisylightning.models
+from noisylightning.errors import UserError
 from noisylightning.estimation import EstimatingTrainer, estimate_from_table
 from noisylightning.internals import dev_batches
 from noisylightning.module import NoisyLabelClassifier
@@ -79,16 +75,11 @@ def main(args: ArgsType = None) -> None:
             parser_kwargs={"prog": "noisylightning"},
             args=args,
         )
-    except (OSError, TypeError, ValueError) as error:
-        # An error that this package raises says all in its one sentence; any other keeps its traceback.
+    except Exception as error:
+        # An error of ours says all in its one sentence; any other keeps its traceback.
         cause: BaseException | None = error
-        while cause is not None and not _raised_here(cause):  # jsonargparse wraps what a constructor raises
+        while cause is not None and not isinstance(cause, UserError):  # jsonargparse wraps what a constructor raises
             cause = cause.__cause__
         if cause is None:
             raise
         sys.exit(f"noisylightning: {cause}")
-
-
-def _raised_here(error: BaseException) -> bool:
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return Path(noisylightning.__file__).parent in raised_in.parents

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisylightning.errors import BadType, BadValue, NotReady
 from noisylightning.functional.backward import inverse_rows, settled_backward_cross_entropy
 from noisylightning.functional.checks import check_inputs, check_transition
 from noisylightning.functional.forward import label_log_likelihood, noisy_log_posterior, settled_forward_cross_entropy
@@ -78,7 +79,7 @@ class Correction(nn.Module):
             self.transition = _identity(num_classes)
             self.refresh()
         elif self.num_classes != num_classes:
-            raise ValueError(
+            raise BadValue(
                 f"{type(self).__name__} is for {self.num_classes} classes but {num_classes} are asked for: give it the "
                 "T of this data set."
             )
@@ -94,7 +95,7 @@ class Correction(nn.Module):
             ValueError: T is not row-stochastic, or not of this number of classes.
         """
         if isinstance(self.transition, Transition):
-            raise TypeError(
+            raise BadType(
                 f"this correction holds a {type(self.transition).__name__}, which a dense T cannot replace: create the "
                 "correction with num_classes instead."
             )
@@ -116,7 +117,7 @@ class Correction(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(f"{prefix}transition")
         if isinstance(saved, Tensor) and isinstance(self.transition, Tensor) and len(saved) != self.num_classes:
-            raise ValueError(
+            raise BadValue(
                 f"the checkpoint's T is for {len(saved)} classes but this {type(self).__name__} is for"
                 f" {self.num_classes}: build the model for the number of classes that it was trained with."
             )
@@ -175,7 +176,7 @@ class Correction(nn.Module):
         """T; raises :class:`RuntimeError` as long as even its number of classes is unknown."""
         transition = self.transition
         if transition is None:
-            raise RuntimeError(
+            raise NotReady(
                 f"{type(self).__name__} does not know its number of classes: create it with num_classes or a "
                 "transition, or call initialize(num_classes) first."
             )
@@ -234,7 +235,7 @@ class ForwardCorrection(Correction):
     ) -> None:
         super().__init__(transition, num_classes, loss)
         if not 0 <= floor < 1:
-            raise ValueError(f"floor must be a probability in [0, 1), got {floor}.")
+            raise BadValue(f"floor must be a probability in [0, 1), got {floor}.")
         self.floor = floor
         if not self.loss.proper:
             warnings.warn(
@@ -293,7 +294,7 @@ class BackwardCorrection(Correction):
     ) -> None:
         super().__init__(transition, num_classes, loss)
         if not max_condition >= 1:
-            raise ValueError(f"max_condition must be at least 1, that of the identity, got {max_condition}.")
+            raise BadValue(f"max_condition must be at least 1, that of the identity, got {max_condition}.")
         self.max_condition = max_condition
         self.register_buffer("inverse", None, persistent=False)
         self.refresh()
@@ -382,7 +383,7 @@ class ImportanceReweighting(Correction):
 
 def _identity(num_classes: int) -> Tensor:
     if num_classes < 2:
-        raise ValueError(f"a correction needs at least 2 classes, got num_classes={num_classes}.")
+        raise BadValue(f"a correction needs at least 2 classes, got num_classes={num_classes}.")
     return _by_columns(torch.eye(num_classes))
 
 

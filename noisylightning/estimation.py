@@ -13,6 +13,7 @@ from torch import Tensor
 from noisylightning.atomic import written_whole
 from noisylightning.callbacks.estimate import EstimatorFactory
 from noisylightning.corrections import Correction
+from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
 from noisylightning.plotting import draw_transition
 from noisylightning.transition import relative_l1_error
@@ -75,7 +76,7 @@ class EstimatingTrainer(Trainer):
             T-hat, ``(C, C)``.
         """
         if not hasattr(datamodule, "estimation_dataloader"):
-            raise ValueError(
+            raise BadValue(
                 f"{type(datamodule).__name__} has no estimation_dataloader(): give it one, un-augmented and in order."
             )
         collect = _Collect(estimator(datamodule.num_classes))
@@ -114,11 +115,11 @@ def estimate_from_table(
     tables = []
     for path in map(Path, (probs, labels)):
         if not path.exists():
-            raise FileNotFoundError(f"There is no file {path}: give the .npy file of predictions and that of labels.")
+            raise NoSuchFile(f"There is no file {path}: give the .npy file of predictions and that of labels.")
         tables.append(torch.from_numpy(np.load(path, allow_pickle=False)))
     predicted, noisy_labels = tables
     if predicted.ndim != 2:
-        raise ValueError(f"{probs} must hold a table (N, C) of probabilities, got shape {tuple(predicted.shape)}.")
+        raise BadValue(f"{probs} must hold a table (N, C) of probabilities, got shape {tuple(predicted.shape)}.")
     found = estimator(predicted.shape[1])
     found.update(predicted, noisy_labels)
     transition: Tensor = found.compute()
@@ -129,7 +130,7 @@ def estimate_from_table(
 def _save(transition: Tensor, output: str | Path, true: Tensor | None, num_examples: int) -> None:
     output = Path(output)
     if output.suffix != ".npy":
-        raise ValueError(f"output must end in .npy, got {output}.")
+        raise BadValue(f"output must end in .npy, got {output}.")
     with written_whole(output) as path:
         np.save(path, transition.numpy(), allow_pickle=False)
     with written_whole(output.with_suffix(".png")) as path:

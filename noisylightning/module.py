@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from noisylightning.corrections import Correction, NoCorrection
+from noisylightning.errors import BadType, BadValue
 
 
 class _NoisyMetrics(nn.Module):
@@ -97,7 +98,7 @@ class NoisyLabelClassifier(LightningModule):
         self.correction = NoCorrection() if correction is None else correction
         num_classes = self.correction.num_classes if num_classes is None else num_classes
         if num_classes is None:
-            raise ValueError(f"{type(self).__name__} does not know the number of classes: pass num_classes=...")
+            raise BadValue(f"{type(self).__name__} does not know the number of classes: pass num_classes=...")
         self.correction.initialize(num_classes)
         # Objects stay out of checkpoints, which load with weights_only. LightningCLI offers the configuration they
         # were built from instead (recognised by its "_instantiator"), and that is plain data, worth keeping whole.
@@ -121,7 +122,7 @@ class NoisyLabelClassifier(LightningModule):
 
     def build_backbone(self) -> nn.Module:
         """Make the network; override this for a new architecture. It is called once, from the constructor."""
-        raise TypeError(
+        raise BadType(
             f"{type(self).__name__} has no network: pass backbone=..., or override build_backbone() to return one."
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from noisylightning.corrections import Correction, NoCorrection
+from noisylightning.errors import BadValue
 from noisylightning.losses import CrossEntropy
 
 
@@ -20,11 +21,11 @@ def require_use_of_transition(module: nn.Module, name: str) -> None:
     """
     found, owner = getattr(module, name, None), type(module).__name__
     if isinstance(found, NoCorrection):
-        raise ValueError(
+        raise BadValue(
             f"{owner}.{name} is NoCorrection, so stage two would not use T: choose ForwardCorrection or another."
         )
     if not isinstance(found, Correction) and not callable(getattr(module, "on_transition_estimated", None)):
-        raise ValueError(
+        raise BadValue(
             f"{owner} has no correction at {name!r}: pass correction=... and loss_attribute=..., the name of its"
             " criterion, or define on_transition_estimated(self, transition)."
         )
@@ -44,7 +45,7 @@ def attach(correction: Correction, module: nn.Module, name: str) -> Callable[[],
     """
     criterion: Any = getattr(module, name, None)
     if not callable(criterion):
-        raise ValueError(
+        raise BadValue(
             f"{type(module).__name__} has no criterion {name!r}: loss_attribute must name the attribute that it calls"
             " as (logits, labels)."
         )
@@ -77,7 +78,7 @@ def _compare_shapes(module: nn.Module, state: dict[str, Any], prefix: str, *_: A
         if not isinstance(saved, Tensor) or not isinstance(value, Tensor) or is_lazy(value):
             continue
         if saved.shape != value.shape:
-            raise ValueError(
+            raise BadValue(
                 f"The checkpoint's {name} has shape {tuple(saved.shape)}, but {type(module).__name__}'s has"
                 f" {tuple(value.shape)}: build the network, and its number of classes, as when it was saved."
             )

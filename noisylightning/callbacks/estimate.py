@@ -14,7 +14,9 @@ from torch import Tensor
 from noisylightning import internals
 from noisylightning.callbacks._attach import attach, refuse_misfits, require_use_of_transition
 from noisylightning.corrections import Correction
+from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
+from noisylightning.predictions import collect
 from noisylightning.report import publish_transition
 from noisylightning.transition import relative_l1_error
 
@@ -25,7 +27,7 @@ EstimatorFactory = Callable[[int], TransitionEstimator]
 def _first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Predict on the batches of most projects: ``(inputs, labels, ...)``."""
     if not isinstance(batch, tuple | list) or len(batch) < 2:
-        raise TypeError(
+        raise BadType(
             f"T is estimated from batches (inputs, labels, ...), but a batch is a {type(batch).__name__}: pass predict,"
             " which maps the module and a batch to (logits, noisy labels)."
         )
@@ -95,7 +97,7 @@ class EstimateTransitionCallback(Callback):
         reinit: Literal["initial", "fresh", "keep"] = "initial",
         correction: Correction | None = None,
         loss_attribute: str = "correction",
-        predict: internals.Predict = _first_two,
+        predict: collect.Predict = _first_two,
     ) -> None:
         for name, value in (
             ("stage_one_epochs", stage_one_epochs),
@@ -103,21 +105,21 @@ class EstimateTransitionCallback(Callback):
             ("patience", patience),
         ):
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+                raise BadValue(f"{name} must be at least 1, got {value}.")
         for name, choice, choices in (
             ("estimate_from", estimate_from, ("best", "last")),
             ("mode", mode, ("max", "min")),
             ("reinit", reinit, ("initial", "fresh", "keep")),
         ):
             if choice not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {choice!r}.")
+                raise BadValue(f"{name} must be one of {', '.join(map(repr, choices))}, got {choice!r}.")
         if isinstance(estimator, TransitionEstimator):
-            raise TypeError(
+            raise BadType(
                 f"estimator must make an estimator from the number of classes, but an {type(estimator).__name__} was"
                 " passed: pass the class, or a functools.partial of it."
             )
         if not (correction is None or isinstance(correction, Correction)):
-            raise TypeError(
+            raise BadType(
                 f"correction must be a Correction, for example ForwardCorrection(num_classes=10), got {correction!r}."
             )
         self.stage_one_epochs = stage_one_epochs
@@ -158,7 +160,7 @@ class EstimateTransitionCallback(Callback):
         self._require_room_for_stage_two(trainer)
         if self.reinit == "fresh":
             if not callable(getattr(pl_module, "reset_weights", None)):
-                raise ValueError(
+                raise BadValue(
                     f"reinit='fresh' needs {type(pl_module).__name__}.reset_weights(), which draws its weights anew."
                 )
             with isolate_rng():  # a rehearsal, lest it fail after stage one
@@ -179,13 +181,13 @@ class EstimateTransitionCallback(Callback):
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None:
-            raise ValueError(
+            raise BadValue(
                 "The checkpoint was written without EstimateTransitionCallback, so it does not say how far the two"
                 " stages are: load its weights into the model and start a new fit."
             )
         for name, saved in state["config"].items():
             if saved != self._config[name]:
-                raise ValueError(
+                raise BadValue(
                     f"The checkpoint was written with EstimateTransitionCallback({name}={saved!r}), but this one has"
                     f" {name}={self._config[name]!r}: resume with the same arguments, or start a new fit."
                 )
@@ -242,13 +244,13 @@ class EstimateTransitionCallback(Callback):
         if self.stage == 2:
             return
         if self.estimate_from == "best" and not trainer.enable_validation and not internals.dev_batches(trainer):
-            raise ValueError(
+            raise BadValue(
                 "EstimateTransitionCallback(estimate_from='best') chooses weights by noisy validation data, but this"
                 " fit has none: pass a validation loader, or estimate_from='last'."
             )
         epochs, steps = self._end_of_stage_one(trainer)
         if steps is not None and not internals.dev_batches(trainer) and trainer.estimated_stepping_batches <= steps:
-            raise ValueError(
+            raise BadValue(
                 f"stage_one_steps = {steps} must be below the {trainer.estimated_stepping_batches} optimizer steps of"
                 " the whole fit: stage two takes the steps that stage one leaves."
             )
@@ -261,9 +263,9 @@ class EstimateTransitionCallback(Callback):
 
     def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the first batch through the estimation pass, lest it fail after stage one."""
-        internals.warn_of_randomness(trainer, pl_module)
-        loader = internals.estimation_loader(trainer, pl_module, rehearsal=True)
-        internals.feed(trainer, pl_module, loader, self.estimator(self._num_classes(trainer, pl_module)), self.predict)
+        collect.warn_of_randomness(trainer, pl_module)
+        loader = collect.estimation_loader(trainer, pl_module, rehearsal=True)
+        collect.feed(trainer, pl_module, loader, self.estimator(self._num_classes(trainer, pl_module)), self.predict)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go to stage two where stage one is over; Lightning has saved, logged and scheduled all of it by now."""
@@ -284,7 +286,7 @@ class EstimateTransitionCallback(Callback):
         if self.stage == 2 or trainer.sanity_checking or not (self.estimate_from == "best" or self.patience):
             return
         if self.monitor not in trainer.callback_metrics:
-            raise ValueError(
+            raise BadValue(
                 f"EstimateTransitionCallback(monitor={self.monitor!r}) chooses stage one's best weights, but validation"
                 f" logged only {', '.join(sorted(trainer.callback_metrics)) or 'nothing'}: name one of these."
             )
@@ -306,7 +308,7 @@ class EstimateTransitionCallback(Callback):
 
     def _require_called_criterion(self, module: LightningModule) -> None:
         if self._criterion_called is not None and not self._criterion_called():
-            raise ValueError(
+            raise BadValue(
                 f"{type(module).__name__}.training_step does not call its {self.loss_attribute!r}, so its loss would"
                 " not be corrected: loss_attribute must name the criterion that it calls as (logits, labels)."
             )
@@ -341,7 +343,7 @@ class EstimateTransitionCallback(Callback):
             ("stage_one_steps", self.stage_one_steps, "max_steps", trainer.max_steps),
         ):
             if own is not None and limit is not None and limit != -1 and own >= limit:
-                raise ValueError(
+                raise BadValue(
                     f"{name} = {own} must be below the trainer's {whole} = {limit}: stage two takes what stage one"
                     " leaves."
                 )
@@ -361,9 +363,9 @@ class EstimateTransitionCallback(Callback):
         weights, origin = self._weights_to_estimate_with(trainer, pl_module)
         pl_module.load_state_dict(weights)
         internals.share_buffers(trainer, pl_module)
-        loader = internals.estimation_loader(trainer, pl_module)
+        loader = collect.estimation_loader(trainer, pl_module)
         estimator = self.estimator(self._num_classes(trainer, pl_module))
-        self.transition = internals.estimate(trainer, pl_module, loader, estimator, self.predict)
+        self.transition = collect.estimate(trainer, pl_module, loader, estimator, self.predict)
         self._publish(trainer, pl_module, f"{type(estimator).__name__}, {origin}, {len(loader.dataset):,} examples")  # type: ignore[arg-type]
 
         if self.reinit == "initial":
@@ -388,7 +390,7 @@ class EstimateTransitionCallback(Callback):
     def _weights_to_estimate_with(self, trainer: Trainer, module: LightningModule) -> tuple[dict[str, Any], str]:
         if self.estimate_from == "best" and not internals.dev_batches(trainer):
             if self._best is None:
-                raise ValueError(
+                raise BadValue(
                     f"EstimateTransitionCallback(estimate_from='best') has met no {self.monitor!r} in stage one:"
                     " validate at least once before its end, or pass estimate_from='last'."
                 )
@@ -430,7 +432,7 @@ class EstimateTransitionCallback(Callback):
             found = getattr(source, "num_classes", None)
             if found is not None:
                 return int(found)
-        raise ValueError(
+        raise BadValue(
             "EstimateTransitionCallback does not know the number of classes: give the correction num_classes=..., or"
             " the module or data module an attribute num_classes."
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisylightning import internals
 from noisylightning.corrections import Correction
+from noisylightning.errors import BadValue
 
 
 class FineTuneOnTrusted(Callback):
@@ -38,9 +39,9 @@ class FineTuneOnTrusted(Callback):
 
     def __init__(self, from_epoch: int, lr_factor: float = 1.0) -> None:
         if from_epoch < 1:
-            raise ValueError(f"from_epoch must be at least 1, got {from_epoch}.")
+            raise BadValue(f"from_epoch must be at least 1, got {from_epoch}.")
         if not lr_factor > 0:
-            raise ValueError(f"lr_factor must be positive, got {lr_factor}.")
+            raise BadValue(f"lr_factor must be positive, got {lr_factor}.")
         self.from_epoch = from_epoch
         self.lr_factor = lr_factor
         self.began = False
@@ -55,17 +56,17 @@ class FineTuneOnTrusted(Callback):
         internals.refuse_unsupported(trainer)
         internals.plan_schedules(trainer)
         if trainer.max_epochs not in (None, -1) and self.from_epoch >= trainer.max_epochs:
-            raise ValueError(
+            raise BadValue(
                 f"from_epoch = {self.from_epoch} must be below the trainer's max_epochs = {trainer.max_epochs}:"
                 " fine-tuning takes the last epochs."
             )
         correction = getattr(pl_module, "correction", None)
         if not isinstance(correction, Correction) or not isinstance(correction.transition, Tensor):
-            raise ValueError(
+            raise BadValue(
                 f"FineTuneOnTrusted needs a correction with a dense T at {type(pl_module).__name__}.correction."
             )
         if internals.data_attribute(trainer, "trusted_train_dataloader") is None:
-            raise ValueError(
+            raise BadValue(
                 "FineTuneOnTrusted needs a data module with trusted_train_dataloader(): the noisylightning ones have it"
                 " once `trusted` says which samples are known to be right."
             )
@@ -141,7 +142,7 @@ class FineTuneOnTrusted(Callback):
             ValueError: If the checkpoint was written with another ``from_epoch``.
         """
         if state_dict["from_epoch"] != self.from_epoch:
-            raise ValueError(
+            raise BadValue(
                 f"The checkpoint was written with FineTuneOnTrusted(from_epoch={state_dict['from_epoch']}), but this"
                 f" one has from_epoch={self.from_epoch}: resume with the same arguments, or start a new fit."
             )

@@ -3,6 +3,7 @@
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
+from noisylightning.errors import BadValue
 from noisylightning.internals import data_attribute
 
 
@@ -24,7 +25,7 @@ class KnownTransitionCallback(Callback):
         """
         transition = data_attribute(trainer, "transition")
         if transition is None:
-            raise ValueError(
+            raise BadValue(
                 "KnownTransitionCallback needs a data module that knows T, but its `transition` is None or missing:"
                 " give it synthetic noise, or estimate T with EstimateTransitionCallback."
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.view import Augmentation, Transform
+from noisylightning.errors import BadValue, NoSuchFile
 
 
 class ArrayDataModule(NoisyDataModule):
@@ -69,7 +70,7 @@ class ArrayDataModule(NoisyDataModule):
     def _read(self, source: Any) -> tuple[Tensor, Tensor]:
         inputs, labels = torch.as_tensor(_array(source, "inputs")), torch.as_tensor(_array(source, "labels"))
         if inputs.dtype == torch.uint8 and self.transform is None:
-            raise ValueError("uint8 inputs need a transform before a network takes them: give Normalize(mean, std).")
+            raise BadValue("uint8 inputs need a transform before a network takes them: give Normalize(mean, std).")
         if inputs.is_floating_point():
             inputs = inputs.to(torch.get_default_dtype())
         return inputs, labels
@@ -81,13 +82,13 @@ def _array(source: Any, name: str) -> Any:
         return source[("inputs", "labels").index(name)]
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"no arrays at {path}: correct the path.")
+        raise NoSuchFile(f"no arrays at {path}: correct the path.")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return content[name]
     except KeyError:
-        raise ValueError(
+        raise BadValue(
             f"{path} has no array {name!r}: write it by numpy.savez(path, inputs=..., labels=...)."
         ) from None
     except (ValueError, TypeError, AttributeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is truncated or no .npz of plain arrays ({error}): save it again.") from error
+        raise BadValue(f"{path} is truncated or no .npz of plain arrays ({error}): save it again.") from error

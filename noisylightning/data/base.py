@@ -17,6 +17,7 @@ from noisylightning.data._random import seeded_generator
 from noisylightning.data.noise import AsymmetricNoise, LabelNoise, TransitionNoise, check_labels
 from noisylightning.data.noisy_labels import NoisyLabels
 from noisylightning.data.view import Augmentation, EpochSampler, Inputs, LabelledView, Transform
+from noisylightning.errors import BadValue, NoSuchFile, NotReady
 from noisylightning.transition import from_flips
 
 
@@ -84,9 +85,9 @@ class NoisyDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}; 0.1 holds out a tenth.")
+            raise BadValue(f"val_fraction must lie between 0 and 1, got {val_fraction}; 0.1 holds out a tenth.")
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+            raise BadValue(f"batch_size must be at least 1, got {batch_size}.")
         self.noise = noise
         self.noise_seed = noise_seed
         self.manifest = manifest
@@ -161,7 +162,7 @@ class NoisyDataModule(LightningDataModule):
             ValueError: If the paper gives no flips for this data.
         """
         if self.flips is None:
-            raise ValueError(
+            raise BadValue(
                 f"{type(self).__name__} has no flips of its own for AsymmetricNoise(rate={rate}); "
                 "give them, for example AsymmetricNoise(rate, flips={0: 1})."
             )
@@ -183,7 +184,7 @@ class NoisyDataModule(LightningDataModule):
             if (trusted := self.load_trusted()) is not None:
                 self._trusted = self._checked(trusted, "trusted labels", every_class=True)
             if self._trusted is not None and self.trusted is not None:
-                raise ValueError(
+                raise BadValue(
                     f"{type(self).__name__} has a trusted set of its own, so trusted={self.trusted} cannot be drawn "
                     "from the noisy one: leave it out."
                 )
@@ -191,7 +192,7 @@ class NoisyDataModule(LightningDataModule):
             parts = self.split(len(labels)) if self._val is None else (everything, everything[:0])
             self.train_index, self.val_index = (part[~torch.isin(part, self.trusted_index)] for part in parts)
             if not len(self.train_index) or not (len(self.val_index) or self._val):
-                raise ValueError(
+                raise BadValue(
                     f"{len(labels)} samples, {len(self.trusted_index)} of them trusted, leave {len(self.train_index)} "
                     f"to train, {len(self.val_index)} to validate: change val_fraction={self.val_fraction} or trusted."
                 )
@@ -207,14 +208,14 @@ class NoisyDataModule(LightningDataModule):
             index = torch.tensor(self.trusted, dtype=torch.int64)
             wrong = [i for i in self.trusted if not 0 <= i < len(labels)]
             if wrong or len(index.unique()) < len(index):
-                raise ValueError(
+                raise BadValue(
                     f"trusted must name samples in 0..{len(labels) - 1}, each once, got "
                     f"{wrong[0] if wrong else 'one twice'}: correct the list."
                 )
             return index.sort().values
         counts = torch.bincount(labels, minlength=self.num_classes)
         if not 0 < self.trusted < counts.min():
-            raise ValueError(
+            raise BadValue(
                 f"trusted={self.trusted} of each class cannot be drawn, the smallest class has {int(counts.min())} "
                 "samples: choose at least 1 and fewer than that."
             )
@@ -226,7 +227,7 @@ class NoisyDataModule(LightningDataModule):
         inputs, labels = part
         labels = check_labels(labels, self.num_classes, f"{type(self).__name__}'s {what}", every_class)
         if len(inputs) != len(labels):
-            raise ValueError(
+            raise BadValue(
                 f"{type(self).__name__} has {len(inputs)} inputs and {len(labels)} {what}: give one label an input."
             )
         return inputs, labels
@@ -242,7 +243,7 @@ class NoisyDataModule(LightningDataModule):
                 record.check_asked(noise, self.num_classes, self.noise_seed)
             return record
         if noise is None:
-            raise FileNotFoundError(
+            raise NoSuchFile(
                 f"no manifest of noisy labels at {self.manifest}, and no noise to make one with: "
                 "check the path or give noise."
             )
@@ -298,7 +299,7 @@ class NoisyDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Test samples with clean labels, in order."""
         if not self.has_test:
-            raise ValueError(f"{type(self).__name__} was given no test set: give one, or do not test.")
+            raise BadValue(f"{type(self).__name__} was given no test set: give one, or do not test.")
         self._test = self._on_device(self._test)
         return self._loader(self._whole_view(self._test))
 
@@ -331,7 +332,7 @@ class NoisyDataModule(LightningDataModule):
             return self._whole_view(self._trusted, augmentation)
         self._train = self._on_device(self._train)
         if not len(self.trusted_index):
-            raise ValueError(
+            raise BadValue(
                 f"{type(self).__name__} has no trusted samples: give trusted, their places or how many to draw of each "
                 "class."
             )
@@ -345,7 +346,7 @@ class NoisyDataModule(LightningDataModule):
     def _on_device(self, part: tuple[Inputs, Tensor] | None) -> tuple[Inputs, Tensor]:
         """Bring inputs held in memory to the GPU, if the trainer has one, to stay there."""
         if part is None:
-            raise RuntimeError(f"{type(self).__name__} is not set up for this yet: call setup() first.")
+            raise NotReady(f"{type(self).__name__} is not set up for this yet: call setup() first.")
         inputs, labels = part
         if isinstance(inputs, Tensor) and self.trainer is not None:
             device = self.trainer.strategy.root_device

@@ -15,6 +15,7 @@ from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.human import HumanNoise
 from noisylightning.data.image import Normalize, RandomCropFlip
 from noisylightning.data.mnist import default_data_dir
+from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.transition import CIFAR10_FLIPS, CIFAR100_SUPERCLASSES, cifar100_flips
 
 
@@ -54,9 +55,9 @@ def read_array_pickle(path: Path) -> dict[bytes, Any]:
             content = _ArrayUnpickler(file, encoding="bytes").load()
     # a damaged pickle fails in as many ways as there are opcodes
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path} is truncated, corrupt or no pickle of arrays ({error}): fetch it again.") from error
+        raise BadValue(f"{path} is truncated, corrupt or no pickle of arrays ({error}): fetch it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not the dictionary it should: fetch it again.")
+        raise BadValue(f"{path} holds a {type(content).__name__}, not the dictionary it should: fetch it again.")
     return content
 
 
@@ -139,20 +140,20 @@ class CIFAR10DataModule(NoisyDataModule):
                 images.append(torch.from_numpy(content[b"data"]).view(-1, 3, 32, 32))
                 labels.append(torch.tensor(content[self.label_key]))
             except (KeyError, TypeError, RuntimeError) as error:
-                raise ValueError(f"{path} does not hold images and labels ({error}): fetch it again.") from error
+                raise BadValue(f"{path} does not hold images and labels ({error}): fetch it again.") from error
         return torch.cat(images), torch.cat(labels)
 
     def _checked_file(self, name: str, md5: str) -> Path:
         path = self.data_dir / self.dataset.base_folder / name
         if not path.is_file():
-            raise FileNotFoundError(
+            raise NoSuchFile(
                 f"no {name} in {path.parent}: set data_dir or NOISYLIGHTNING_DATA to the folder that holds "
                 f"{self.dataset.base_folder}, or download=True."
             )
         if self.verify:
             found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
             if found != md5:
-                raise ValueError(
+                raise BadValue(
                     f"{path} is not the published file, its md5 is {found} and not {md5}: fetch it again, or set "
                     "verify=False to take it as it is."
                 )

@@ -9,6 +9,7 @@ from torch import Tensor
 from noisylightning.data.image_files import ImageFilesDataModule
 from noisylightning.data.rows import read_lines
 from noisylightning.data.view import Inputs
+from noisylightning.errors import BadValue
 
 
 class Clothing1MDataModule(ImageFilesDataModule):
@@ -62,13 +63,13 @@ class Clothing1MDataModule(ImageFilesDataModule):
         for line, text in read_lines(table):
             image, _, label = text.rpartition(" ")
             if not (label.isdecimal() and int(label) < self.num_classes):
-                raise ValueError(f"{table}, line {line}, has the label {label!r}, not one of 0..13: fetch it again.")
+                raise BadValue(f"{table}, line {line}, has the label {label!r}, not one of 0..13: fetch it again.")
             label_of[image] = int(label)
         keys = self.root / f"{part}_key_list.txt"
         paths, labels = [], []
         for line, image in read_lines(keys):
             if image not in label_of:
-                raise ValueError(f"{keys}, line {line}, names {image}, without a label in {table}: fetch both again.")
+                raise BadValue(f"{keys}, line {line}, names {image}, without a label in {table}: fetch both again.")
             paths.append(self.root / image)
             labels.append(label_of[image])
         return paths, torch.tensor(labels, dtype=torch.int64)

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.view import Inputs
+from noisylightning.errors import BadType, BadValue
 
 
 class DatasetInputs:
@@ -45,7 +46,7 @@ def num_samples(dataset: Dataset[Any]) -> int:
         TypeError: If it has none.
     """
     if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
-        raise TypeError(
+        raise BadType(
             f"labels are corrupted by the place of a sample, which {type(dataset).__name__} does not give: use a "
             "map-style data set, with __getitem__ and __len__."
         )
@@ -133,7 +134,7 @@ class DatasetDataModule(NoisyDataModule):
                     "the same samples without that as plain."
                 )
         elif not torch.equal(labels, labels_of(self.plain)):
-            raise ValueError(
+            raise BadValue(
                 "plain has other labels than train: give the same samples in the same order, without random variation."
             )
         return DatasetInputs(self.train if self.plain is None else self.plain), labels
@@ -222,7 +223,7 @@ class WrappedDataModule(NoisyDataModule):
     def _dataset(self, hook: str) -> Dataset[Any]:
         loader = getattr(self.datamodule, hook)()
         if not isinstance(loader, DataLoader):
-            raise TypeError(
+            raise BadType(
                 f"{type(self.datamodule).__name__}.{hook}() gives a {type(loader).__name__}, not one DataLoader, so "
                 "that its samples have no place: wrap a data module of single loaders."
             )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from noisylightning.data.image_files import ImageFilesDataModule
 from noisylightning.data.rows import label_number, names_of, read_lines, read_records
+from noisylightning.errors import BadValue, NoSuchFile
 
 
 class ImageFolderDataModule(ImageFilesDataModule):
@@ -78,9 +79,7 @@ class ImageFolderDataModule(ImageFilesDataModule):
         for line, row in read_records(table, self.columns):
             path = self.root / str(row[image_column])
             if not path.is_file():
-                raise FileNotFoundError(
-                    f"{table}, line {line}, names the image {path}, which is not there: correct it."
-                )
+                raise NoSuchFile(f"{table}, line {line}, names the image {path}, which is not there: correct it.")
             paths.append(path)
             labels.append(label_number(row[label_column], self.class_names, f"{table}, line {line},"))
         return paths, torch.tensor(labels, dtype=torch.int64)
@@ -144,7 +143,7 @@ class ImageListDataModule(ImageFilesDataModule):
             path = Path(parts[0])
             label = parts[1].strip() if len(parts) == 2 else path.parent.name
             if label not in number:
-                raise ValueError(f"{file}, line {line}, has the label {label!r}, not among the {len(self.class_names)} "
+                raise BadValue(f"{file}, line {line}, has the label {label!r}, not among the {len(self.class_names)} "
                                  "classes: correct it or class_names.")  # fmt: skip
             paths.append(root / (path if path.suffix else path.with_name(f"{path.name}.jpg")))
             labels.append(number[label])

@@ -11,6 +11,7 @@ from torch import Tensor
 from noisylightning.data.image_files import ImageFilesDataModule, ImageSource, square_image
 from noisylightning.data.rows import names_of
 from noisylightning.data.view import Inputs
+from noisylightning.errors import BadValue, NoSuchPackage
 
 
 class _ColumnImages(ImageSource):
@@ -26,7 +27,7 @@ class _ColumnImages(ImageSource):
         try:
             return square_image(self.dataset[i][self.column], self.size)
         except Exception as error:
-            raise ValueError(f"row {i} of the data set holds no image in column {self.column!r} ({error}).") from error
+            raise BadValue(f"row {i} of the data set holds no image in column {self.column!r} ({error}).") from error
 
 
 class HuggingFaceDataModule(ImageFilesDataModule):
@@ -93,11 +94,11 @@ class HuggingFaceDataModule(ImageFilesDataModule):
 
     def _split(self, name: str) -> Any:
         if name not in self.splits:
-            raise ValueError(f"the data set has no split {name!r} (it has {', '.join(self.splits)}).")
+            raise BadValue(f"the data set has no split {name!r} (it has {', '.join(self.splits)}).")
         for column in (self.input_column, self.label_column):
             if column not in self.splits[name].column_names:
                 found = ", ".join(self.splits[name].column_names)
-                raise ValueError(f"the split {name!r} has no column {column!r} (it has {found}).")
+                raise BadValue(f"the split {name!r} has no column {column!r} (it has {found}).")
         return self.splits[name]
 
     def _labels(self, name: str) -> Tensor:
@@ -109,9 +110,7 @@ class HuggingFaceDataModule(ImageFilesDataModule):
         for i, value in enumerate(values):
             label = value if is_number else number.get(str(value).strip())
             if label is None or label == -1:
-                raise ValueError(
-                    f"row {i} of the split {name!r} has the label {value!r}, which is no class: correct it."
-                )
+                raise BadValue(f"row {i} of the split {name!r} has the label {value!r}, which is no class: correct it.")
             labels.append(label)
         return torch.tensor(labels, dtype=torch.int64)
 
@@ -122,7 +121,7 @@ class HuggingFaceDataModule(ImageFilesDataModule):
         try:
             inputs = np.asarray(split.with_format("numpy")[self.input_column][:], dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise BadValue(
                 f"the column {self.input_column!r} of the split {name!r} holds neither images nor rows of numbers of "
                 "one shape: choose another input_column."
             ) from error
@@ -133,10 +132,10 @@ def _load(name: str) -> Mapping[str, Any]:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
+        raise NoSuchPackage(
             "a Hugging Face data set needs the datasets library: pip install 'noisylightning[huggingface]'."
         ) from None
     splits = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     if not isinstance(splits, Mapping):
-        raise ValueError(f"{name} holds one split without a name: save a DatasetDict, with splits.")
+        raise BadValue(f"{name} holds one split without a name: save a DatasetDict, with splits.")
     return splits

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisylightning.data.noise import ClassConditionalNoise, LabelNoise, check_labels, measure_transition
 from noisylightning.data.view import Inputs
+from noisylightning.errors import BadValue, NoSuchFile
 
 
 def read_human_labels(path: str | Path) -> dict[str, Tensor]:
@@ -27,15 +28,15 @@ def read_human_labels(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no human labels at {path}: check the path.")
+        raise NoSuchFile(f"no human labels at {path}: check the path.")
     try:
         content = _read_pt(path) if path.suffix == ".pt" else _read_npz(path)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than arrays of labels: take the authors' file or an .npz.") from error
+        raise BadValue(f"{path} holds more than arrays of labels: take the authors' file or an .npz.") from error
     # a broken archive fails in as many ways as the two libraries have
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is truncated or holds no arrays of labels ({reason}): fetch it again.") from error
+        raise BadValue(f"{path} is truncated or holds no arrays of labels ({reason}): fetch it again.") from error
     return {name: torch.as_tensor(values).long() for name, values in content.items() if np.ndim(values) == 1}
 
 
@@ -90,7 +91,7 @@ class HumanNoise(LabelNoise):
         clean, human = self.read(num_classes)
         if not torch.equal(clean, labels):
             differ = "" if len(clean) != len(labels) else f", {int((clean != labels).sum())} of them differ"
-            raise ValueError(
+            raise BadValue(
                 f"{self._path} was made for other data: its {len(clean)} clean labels are not the {len(labels)} labels "
                 f"at hand{differ}; use the data set that it was made for, in its original order."
             )
@@ -108,12 +109,12 @@ class HumanNoise(LabelNoise):
         content = read_human_labels(self._path)
         for key in (self.clean_key, self.key):
             if key not in content:
-                raise ValueError(f"{self._path} has no labels named {key!r}: choose from {sorted(content)}.")
+                raise BadValue(f"{self._path} has no labels named {key!r}: choose from {sorted(content)}.")
         clean, human = (
             check_labels(content[key], num_classes, f"{self._path}'s {key}") for key in (self.clean_key, self.key)
         )
         if len(clean) != len(human):
-            raise ValueError(f"{self._path} has {len(clean)} labels {self.clean_key!r} and {len(human)} {self.key!r}.")
+            raise BadValue(f"{self._path} has {len(clean)} labels {self.clean_key!r} and {len(human)} {self.key!r}.")
         return clean, human
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from noisylightning.errors import BadValue
+
 
 class Normalize:
     """From uint8 images to ``(image / 255 - mean) / std`` by channel.
@@ -61,7 +63,7 @@ class RandomCropFlip:
         images = pad(images, (self.padding,) * 4).contiguous()
         height, width = images.shape[-2:]
         if min(height, width) < self.size:
-            raise ValueError(
+            raise BadValue(
                 f"images of {height} x {width} pixels, padding included, hold no window of {self.size} x {self.size}: "
                 "choose a smaller size or more padding."
             )

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.image import Normalize, RandomCropFlip
 from noisylightning.data.view import Inputs
+from noisylightning.errors import BadValue, NoSuchFile
 
 MEMORY_LIMIT = 2**30
 """Bytes of decoded images that are held in memory without being asked, 1 GiB."""
@@ -118,10 +119,10 @@ class ImageFiles(ImageSource):
             with Image.open(path) as image:
                 return square_image(image, self.size)
         except FileNotFoundError:
-            raise FileNotFoundError(f"no image {path}: correct the path or its line in the list.") from None
+            raise NoSuchFile(f"no image {path}: correct the path or its line in the list.") from None
         # Pillow's readers raise OSError, ValueError, SyntaxError and struct.error, each for its own kind of damage
         except Exception as error:
-            raise ValueError(
+            raise BadValue(
                 f"the image {path} is corrupt or no image ({error}): replace it, or set skip_corrupt to go without."
             ) from error
 
@@ -174,7 +175,7 @@ class ImageFilesDataModule(NoisyDataModule):
         self.size = size
         self.resize = size * 8 // 7 if resize is None else resize
         if self.resize < size:
-            raise ValueError(f"resize={self.resize} is smaller than size={size}: images cannot be cut larger.")
+            raise BadValue(f"resize={self.resize} is smaller than size={size}: images cannot be cut larger.")
         self.in_memory = in_memory
         self.skip_corrupt = skip_corrupt
         self.transform = v2.Compose([v2.CenterCrop(size), Normalize(mean, std)])

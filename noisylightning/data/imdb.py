@@ -9,6 +9,7 @@ from torch import Tensor
 from noisylightning.data.mnist import default_data_dir
 from noisylightning.data.rows import checked_text, label_number, read_records, read_text
 from noisylightning.data.text import NoisyTextDataModule, Part
+from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.transition import binary_asymmetric
 
 _SOURCES = ("aclImdb", "imdb.jsonl.xz", "imdb.jsonl.gz", "imdb.jsonl")
@@ -54,7 +55,7 @@ class IMDBDataModule(NoisyTextDataModule):
         """The reviews of one part, see :meth:`NoisyTextDataModule.read_texts`."""
         sources = [path for name in _SOURCES if (path := self.data_dir / name).exists()]
         if not sources:
-            raise FileNotFoundError(
+            raise NoSuchFile(
                 f"There is neither aclImdb nor imdb.jsonl[.gz|.xz] in {self.data_dir}; set data_dir or "
                 "NOISYLIGHTNING_DATA to the folder that holds one of them."
             )
@@ -62,7 +63,7 @@ class IMDBDataModule(NoisyTextDataModule):
         texts, labels = self._from_folder(source / part) if source.is_dir() else self._from_table(source, part)
         for c, name in enumerate(self.class_names):
             if labels.count(c) != self.reviews_per_class:
-                raise ValueError(
+                raise BadValue(
                     f"{source} has {labels.count(c):,} {name} {part} reviews instead of {self.reviews_per_class:,}; "
                     "fetch it again."
                 )
@@ -73,7 +74,7 @@ class IMDBDataModule(NoisyTextDataModule):
         labels: list[int] = []
         for c, name in enumerate(("neg", "pos")):
             if not (folder / name).is_dir():
-                raise FileNotFoundError(f"There is no folder {folder / name}; unpack aclImdb_v1.tar.gz again.")
+                raise NoSuchFile(f"There is no folder {folder / name}; unpack aclImdb_v1.tar.gz again.")
             paths = sorted((folder / name).glob("*.txt"), key=_number)
             texts += map(read_text, paths)
             labels += [c] * len(paths)
@@ -92,5 +93,5 @@ class IMDBDataModule(NoisyTextDataModule):
 def _number(path: Path) -> int:
     number, _, rating = path.stem.partition("_")
     if not (number.isdecimal() and rating.isdecimal()):
-        raise ValueError(f"{path} is not called <number>_<rating>.txt, so it is none of the reviews; remove it.")
+        raise BadValue(f"{path} is not called <number>_<rating>.txt, so it is none of the reviews; remove it.")
     return int(number)

@@ -15,6 +15,7 @@ from torchvision import datasets
 
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.image import Normalize
+from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.transition import MNIST_FLIPS
 
 
@@ -44,19 +45,19 @@ def read_idx(path: Path) -> Tensor:
             path = zipped
             content = gzip.decompress(zipped.read_bytes())
         else:
-            raise FileNotFoundError(
+            raise NoSuchFile(
                 f"no {path.name}[.gz] in {path.parent}: set data_dir or NOISYLIGHTNING_DATA to the folder that holds "
                 f"{path.parent.parent.name}/raw, or download=True."
             )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is truncated or corrupt ({error}): fetch it again.") from error
+        raise BadValue(f"{path} is truncated or corrupt ({error}): fetch it again.") from error
     # bytes 0 and 1 are zero, 2 is the type (8: uint8), 3 the number of dimensions, then their sizes, big-endian
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not a file of MNIST's format, it begins {content[:4]!r}: fetch it again.")
+        raise BadValue(f"{path} is not a file of MNIST's format, it begins {content[:4]!r}: fetch it again.")
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
     if len(content) != start + math.prod(shape):
-        raise ValueError(f"{path} is truncated, {len(content)} bytes for values of shape {shape}: fetch it again.")
+        raise BadValue(f"{path} is truncated, {len(content)} bytes for values of shape {shape}: fetch it again.")
     values = np.frombuffer(content, dtype=np.uint8, offset=start)
     return torch.from_numpy(values.reshape(shape).copy())
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from noisylightning.data.view import Inputs
+from noisylightning.errors import BadType, BadValue
 from noisylightning.transition import from_flips, load_transition, pairflip, symmetric, validate_transition
 
 
@@ -39,20 +40,20 @@ def check_labels(labels: Tensor, num_classes: int, what: str = "labels", every_c
     """
     labels = torch.as_tensor(labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{what} must be integers in 0..{num_classes - 1}, got {labels.dtype}: convert them first.")
+        raise BadType(f"{what} must be integers in 0..{num_classes - 1}, got {labels.dtype}: convert them first.")
     if labels.ndim != 1 or len(labels) == 0:
-        raise ValueError(f"{what} must have shape (N,) with N > 0, got {tuple(labels.shape)}; pass one label a sample.")
+        raise BadValue(f"{what} must have shape (N,) with N > 0, got {tuple(labels.shape)}; pass one label a sample.")
     labels = labels.to(torch.int64)
     outside = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
     if len(outside):
         first = int(outside[0])
-        raise ValueError(
+        raise BadValue(
             f"{what} must lie in 0..{num_classes - 1}, got {int(labels[first])} at sample {first}; "
             "check the labels or num_classes."
         )
     empty = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten()
     if every_class and len(empty):
-        raise ValueError(
+        raise BadValue(
             f"{what} hold no sample of class {int(empty[0])} (of {num_classes} classes); "
             "drop the class or add samples of it."
         )
@@ -226,7 +227,7 @@ class AsymmetricNoise(ClassConditionalNoise):
         """The T that this noise asks for, see :meth:`LabelNoise.transition`."""
         assert self.rate is not None
         if self.flips is None:
-            raise ValueError(
+            raise BadValue(
                 "AsymmetricNoise(flips=None) takes the flips of a known data set, and this data has none of its own; "
                 "give flips, for example {0: 1}."
             )
@@ -280,7 +281,7 @@ class InstanceDependentNoise(LabelNoise):
 
     def __init__(self, rate: float) -> None:
         if not 0 <= rate <= 1:
-            raise ValueError(f"the rate must lie in [0, 1], got {rate}.")
+            raise BadValue(f"the rate must lie in [0, 1], got {rate}.")
         self.rate: float = rate
 
     def transition(self, num_classes: int) -> None:
@@ -291,7 +292,7 @@ class InstanceDependentNoise(LabelNoise):
     ) -> Tensor:
         """Draw noisy labels from the inputs, see :meth:`LabelNoise.corrupt`."""
         if inputs is None:
-            raise ValueError("InstanceDependentNoise needs the inputs, and none were given: pass inputs.")
+            raise BadValue("InstanceDependentNoise needs the inputs, and none were given: pass inputs.")
         wrong = self._wrong_rates(len(labels), generator)
         u = torch.rand(len(labels), generator=generator, dtype=torch.float64)
         noisy = torch.empty_like(labels)

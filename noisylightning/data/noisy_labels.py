@@ -15,6 +15,7 @@ from noisylightning.atomic import written_whole
 from noisylightning.data._random import seeded_generator
 from noisylightning.data.noise import LabelNoise, check_labels, measure_transition
 from noisylightning.data.view import Inputs
+from noisylightning.errors import BadValue, NoSuchFile
 
 
 def labels_checksum(labels: Tensor) -> str:
@@ -113,12 +114,12 @@ class NoisyLabels:
         asked = noise.transition(num_classes)
         same = asked is None or (asked.shape == self.transition.shape and torch.allclose(asked, self.transition))
         if repr(noise) != self.noise or not same:
-            raise ValueError(
+            raise BadValue(
                 f"the manifest holds labels by {self.noise} and not by the {noise!r} asked for: leave noise out to "
                 "take the manifest as it is, or name another file."
             )
         if seed != self.seed:
-            raise ValueError(
+            raise BadValue(
                 f"the manifest was drawn from noise seed {self.seed}, not {seed}: give that seed or name another file."
             )
 
@@ -157,7 +158,7 @@ class NoisyLabels:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no manifest of noisy labels at {path}: save one first or check the path.")
+            raise NoSuchFile(f"no manifest of noisy labels at {path}: save one first or check the path.")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 requested = float(content["requested_rate"])
@@ -171,12 +172,12 @@ class NoisyLabels:
                     actual_rate=float(content["actual_rate"]),
                 )
         except (KeyError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-            raise ValueError(
+            raise BadValue(
                 f"{path} is not a manifest of noisy labels ({error}); write it with NoisyLabels.save."
             ) from error
         found = labels_checksum(torch.as_tensor(clean_labels))
         if record.checksum != found:
-            raise ValueError(
+            raise BadValue(
                 f"The manifest {path} was made for other data: its checksum of the clean labels is "
                 f"{record.checksum[:12]}..., these {len(clean_labels)} labels have {found[:12]}...; "
                 "use the data it was made for or draw new noise."

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from noisylightning.errors import BadValue, NoSuchFile
+
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
 
 
@@ -27,7 +29,7 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it.") from error
+        raise BadValue(f"{path} is not UTF-8 (byte {error.start}); convert it.") from error
     return checked_text(text, str(path))
 
 
@@ -45,9 +47,9 @@ def checked_text(text: Any, where: str) -> str:
         ValueError: If it is no text or blank.
     """
     if not isinstance(text, str):
-        raise ValueError(f"{where} has {text!r} for a text; give a string.")
+        raise BadValue(f"{where} has {text!r} for a text; give a string.")
     if not text.strip():
-        raise ValueError(f"{where} has an empty text; remove it or restore its words.")
+        raise BadValue(f"{where} has an empty text; remove it or restore its words.")
     return text
 
 
@@ -65,14 +67,14 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         ValueError: If it is not UTF-8 or has no line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no list {path}: correct the path.")
+        raise NoSuchFile(f"no list {path}: correct the path.")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it.") from error
+        raise BadValue(f"{path} is not UTF-8 (byte {error.start}): convert it.") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not lines:
-        raise ValueError(f"{path} is empty: fetch it again or correct the path.")
+        raise BadValue(f"{path} is empty: fetch it again or correct the path.")
     return lines
 
 
@@ -91,10 +93,10 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
         ValueError: If the format is unknown, the file is damaged, truncated or not UTF-8, or a column is missing.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; correct the path.")
+        raise NoSuchFile(f"There is no file {path}; correct the path.")
     kind = path.with_suffix("").suffix if path.suffix in _OPENERS else path.suffix
     if kind not in (".csv", ".tsv", ".jsonl"):
-        raise ValueError(f"{path} must end in .csv, .tsv or .jsonl, perhaps followed by .gz or .xz.")
+        raise BadValue(f"{path} must end in .csv, .tsv or .jsonl, perhaps followed by .gz or .xz.")
     line = 0
     try:
         with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -110,13 +112,13 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
                         raise _Fault(f"line {line}, has nothing in column {column!r}; fill it in or remove the line")
                 yield line, row
     except _Fault as fault:
-        raise ValueError(f"{path}, {fault}.") from None
+        raise BadValue(f"{path}, {fault}.") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (line {line + 1} or soon after: {error}); convert it.") from error
+        raise BadValue(f"{path} is not UTF-8 (line {line + 1} or soon after: {error}); convert it.") from error
     except (csv.Error, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read after line {line} ({error}); correct it.") from error
+        raise BadValue(f"{path} cannot be read after line {line} ({error}); correct it.") from error
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again.") from error
+        raise BadValue(f"{path} is truncated or damaged ({error}); fetch it again.") from error
 
 
 class _Fault(Exception):
@@ -160,7 +162,7 @@ def names_of(labels: Sequence[str], where: str) -> list[str]:
     names = {label.strip() for label in labels} - {""}
     if len(names) < 2:
         found = f"only the class {names.pop()!r}" if names else "no class"
-        raise ValueError(f"{where} names {found}; give samples of at least two classes.")
+        raise BadValue(f"{where} names {found}; give samples of at least two classes.")
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
 
@@ -184,9 +186,9 @@ def label_number(label: Any, class_names: Sequence[str], where: str) -> int:
     """
     name = str(label).strip()
     if not name:
-        raise ValueError(f"{where} has no label; give one or remove the line.")
+        raise BadValue(f"{where} has no label; give one or remove the line.")
     if name in class_names:
         return list(class_names).index(name)
     if not isinstance(label, bool) and name.isdecimal() and int(name) < len(class_names):
         return int(name)
-    raise ValueError(f"{where} has the label {label!r}, not among the classes {', '.join(class_names)}; correct it.")
+    raise BadValue(f"{where} has the label {label!r}, not among the classes {', '.join(class_names)}; correct it.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.rows import label_number, names_of, read_records
+from noisylightning.errors import BadValue, NoSuchFile, NoSuchPackage
 
 
 class TableDataModule(NoisyDataModule):
@@ -63,7 +64,7 @@ class TableDataModule(NoisyDataModule):
         self.label_column = label_column
         rows = [row for _, row in read_rows(self.train_file, [label_column])]
         if not rows:
-            raise ValueError(f"{train_file} has no row: correct the path.")
+            raise BadValue(f"{train_file} has no row: correct the path.")
         if feature_columns is None:
             feature_columns = [column for column in rows[0] if column != label_column]
         self.feature_columns = feature_columns
@@ -114,7 +115,7 @@ def _number(value: Any, column: str, where: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(
+        raise BadValue(
             f"{where} has {value!r} in column {column!r}, not a finite number: fill it in, encode it, or leave it "
             "out of feature_columns."
         )
@@ -140,20 +141,20 @@ def read_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, A
         yield from read_records(path, columns)
         return
     if not path.is_file():
-        raise FileNotFoundError(f"no table {path}: correct the path.")
+        raise NoSuchFile(f"no table {path}: correct the path.")
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
+        raise NoSuchPackage(
             f"{path} is Parquet, which needs pyarrow: pip install 'noisylightning[parquet]', or save it as CSV."
         ) from None
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is truncated or no Parquet ({error}): write it again.") from error
+        raise BadValue(f"{path} is truncated or no Parquet ({error}): write it again.") from error
     for column in columns:
         if column not in table.column_names:
-            raise ValueError(f"{path} has no column {column!r} (it has {', '.join(table.column_names)}).")
+            raise BadValue(f"{path} has no column {column!r} (it has {', '.join(table.column_names)}).")
     for line, row in enumerate(table.to_pylist(), start=1):
         yield line, {column: "" if value is None else value for column, value in row.items()}  # blank, as in CSV

@@ -16,6 +16,7 @@ from noisylightning.atomic import written_whole
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.rows import checked_text, label_number, names_of, read_records
 from noisylightning.data.text_encoder import TextEncoder
+from noisylightning.errors import BadValue
 
 Part: TypeAlias = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
@@ -42,7 +43,7 @@ class NoisyTextDataModule(NoisyDataModule):
         super().__init__(**kwargs)
         self.encoder = TextEncoder() if encoder is None else encoder
         if cache_dir is not None and self.encoder.tokenizer is not None:
-            raise ValueError(
+            raise BadValue(
                 f"cache_dir={str(cache_dir)!r} cannot tell tokenizer functions apart; leave out cache_dir or tokenizer."
             )
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
@@ -92,7 +93,7 @@ class NoisyTextDataModule(NoisyDataModule):
             ValueError: If it was not.
         """
         if self.encoder.is_fitted and state_dict.get("vocabulary", "") not in ("", self.encoder.to_json()):
-            raise ValueError(
+            raise BadValue(
                 f"The checkpoint was made with another vocabulary than {type(self).__name__}'s of "
                 f"{self.encoder.vocab_size} words; give the same training texts and encoder."
             )
@@ -133,7 +134,7 @@ class NoisyTextDataModule(NoisyDataModule):
                 words = {part: torch.from_numpy(content[part]) for part in parts}
                 self.encoder.load_json(str(content["vocabulary"]))
         except (KeyError, ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-            raise ValueError(f"The cache {path} is damaged ({error}); remove it.") from error
+            raise BadValue(f"The cache {path} is damaged ({error}); remove it.") from error
         return words
 
 
@@ -186,5 +187,5 @@ class TextTableDataModule(NoisyTextDataModule):
             labels.append(label_number(row[self.label_column], self.class_names, where))
             texts.append(checked_text(row[self.text_column], where))
         if not texts:
-            raise ValueError(f"{path} holds no text; give at least one of each class.")
+            raise BadValue(f"{path} holds no text; give at least one of each class.")
         return texts, torch.tensor(labels)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from noisylightning.atomic import written_whole
+from noisylightning.errors import BadType, BadValue, NoSuchFile, NoSuchPackage, NotReady
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -70,12 +71,12 @@ class TextEncoder:
         try:
             import tokenizers  # noqa: F401
         except ImportError as error:
-            raise ImportError("TextEncoder needs tokenizers: pip install 'noisylightning[text]'.") from error
+            raise NoSuchPackage("TextEncoder needs tokenizers: pip install 'noisylightning[text]'.") from error
         if vocab_size < 3 or length < 1:
-            raise ValueError(f"TextEncoder needs vocab_size >= 3 and length >= 1, got {vocab_size} and {length}.")
+            raise BadValue(f"TextEncoder needs vocab_size >= 3 and length >= 1, got {vocab_size} and {length}.")
         for name, side in {"padding": padding, "truncation": truncation}.items():
             if side not in ("left", "right"):
-                raise ValueError(f"TextEncoder's {name} must be 'left' or 'right', got {side!r}.")
+                raise BadValue(f"TextEncoder's {name} must be 'left' or 'right', got {side!r}.")
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.length = length
@@ -92,37 +93,35 @@ class TextEncoder:
         if isinstance(vocabulary, str | Path):
             path = Path(vocabulary)
             if not path.is_file():
-                raise FileNotFoundError(f"There is no vocabulary file {path}; correct the path or leave it out.")
+                raise NoSuchFile(f"There is no vocabulary file {path}; correct the path or leave it out.")
             try:
                 model = Tokenizer.from_str(path.read_text(encoding="utf-8"))
             except Exception as error:  # tokenizers raises bare exceptions
-                raise ValueError(
-                    f"{path} is not a tokenizer.json ({error}); write it with TextEncoder.save."
-                ) from error
+                raise BadValue(f"{path} is not a tokenizer.json ({error}); write it with TextEncoder.save.") from error
             if self.tokenizer is None and isinstance(model.model, models.WordLevel) and model.pre_tokenizer is None:
-                raise ValueError(f"{path} was saved for a tokenizer function; give that as tokenizer, too.")
+                raise BadValue(f"{path} was saved for a tokenizer function; give that as tokenizer, too.")
         else:
             words = getattr(vocabulary, "stoi", vocabulary)
             if not isinstance(words, Mapping):
-                raise TypeError(
+                raise BadType(
                     f"A vocabulary must have stoi, be a mapping or a path, got {type(vocabulary).__name__}; "
                     "give for example {word: index}."
                 )
             missing = [token for token in (PADDING, UNKNOWN) if token not in words]
             if missing:
-                raise ValueError(f"The vocabulary of {len(words)} words has no entry {' and no '.join(missing)}.")
+                raise BadValue(f"The vocabulary of {len(words)} words has no entry {' and no '.join(missing)}.")
             model = Tokenizer(models.WordLevel(dict(words), unk_token=UNKNOWN))
             if self.tokenizer is None:
                 _split_as_keras(model)
         if self.tokenizer is not None and model.pre_tokenizer is not None:
-            raise ValueError(f"{vocabulary} brings its own tokenizer; leave out tokenizer={self.tokenizer!r}.")
+            raise BadValue(f"{vocabulary} brings its own tokenizer; leave out tokenizer={self.tokenizer!r}.")
         return model
 
     def _use(self, model: "Tokenizer") -> None:
         indices = {token: model.token_to_id(token) for token in _PADDING_TOKENS}
         found = [(token, index) for token, index in indices.items() if index is not None]
         if not found:
-            raise ValueError(f"The vocabulary has none of the padding tokens {', '.join(indices)}; add one of them.")
+            raise BadValue(f"The vocabulary has none of the padding tokens {', '.join(indices)}; add one of them.")
         token, self.padding_index = found[0]
         model.encode_special_tokens = True  # "<pad>" in a text is what somebody wrote, not padding
         model.enable_padding(direction=self.padding, length=self.length, pad_token=token, pad_id=self.padding_index)
@@ -176,7 +175,7 @@ class TextEncoder:
         indices = np.array([row.ids for row in rows], dtype=np.int32).reshape(len(rows), self.length)
         empty = np.flatnonzero((indices == self.padding_index).all(axis=1))
         if len(empty):
-            raise ValueError(f"Text {empty[0]} of {len(rows)} has no word: {texts[empty[0]][:40]!r}; remove it.")
+            raise BadValue(f"Text {empty[0]} of {len(rows)} has no word: {texts[empty[0]][:40]!r}; remove it.")
         return torch.from_numpy(indices)
 
     def words(self) -> list[str]:
@@ -202,7 +201,7 @@ class TextEncoder:
         try:
             model = Tokenizer.from_str(content)
         except Exception as error:  # tokenizers raises bare exceptions
-            raise ValueError(f"This is not the content of a tokenizer.json ({error}).") from error
+            raise BadValue(f"This is not the content of a tokenizer.json ({error}).") from error
         self._use(model)
 
     def save(self, path: str | Path) -> None:
@@ -216,7 +215,7 @@ class TextEncoder:
 
     def _fitted(self) -> "Tokenizer":
         if self._model is None:
-            raise RuntimeError("TextEncoder has no vocabulary yet; call fit on the training texts first.")
+            raise NotReady("TextEncoder has no vocabulary yet; call fit on the training texts first.")
         return self._model
 
 

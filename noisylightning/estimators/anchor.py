@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from noisylightning.errors import BadValue
 from noisylightning.estimators.base import TransitionEstimator
 
 
@@ -73,7 +74,7 @@ class AnchorEstimator(TransitionEstimator):
         super().__init__(num_classes, **kwargs)
         valid = quantile is None or quantile == "auto" or (not isinstance(quantile, str) and 0 < quantile < 1)
         if not valid:
-            raise ValueError(f"quantile must be 'auto', None or a number in (0, 1), got {quantile!r}.")
+            raise BadValue(f"quantile must be 'auto', None or a number in (0, 1), got {quantile!r}.")
         self.quantile = quantile
         if quantile is None:
             self.add_state("rows", torch.full((num_classes, num_classes), -1.0), dist_reduce_fx=_merge_anchors)
@@ -105,7 +106,7 @@ class AnchorEstimator(TransitionEstimator):
             threshold = np.partition(column.cpu().numpy(), rank)[rank].item()
             best = torch.where(column < threshold, column, -1).max()
             if best < 0:
-                raise ValueError(
+                raise BadValue(
                     f"AnchorEstimator finds no prediction for class {i} below its quantile {quantile:.4g} of {total}"
                     " examples: add examples, or pass a lower quantile or quantile=None."
                 )

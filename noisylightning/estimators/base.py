@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
+from noisylightning.errors import BadType, BadValue
 from noisylightning.plotting import draw_transition
 
 
@@ -35,7 +36,7 @@ class TransitionEstimator(Metric):
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
+            raise BadValue(f"num_classes must be at least 2, got {num_classes}.")
         self.num_classes = num_classes
         self.add_state("class_counts", torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
 
@@ -65,19 +66,19 @@ class TransitionEstimator(Metric):
     def _check(self, probs: Tensor, noisy_labels: Tensor) -> None:
         name, num_classes = type(self).__name__, self.num_classes
         if not probs.is_floating_point():
-            raise TypeError(f"{name} needs floating-point probabilities, got {probs.dtype}: pass softmax(logits).")
+            raise BadType(f"{name} needs floating-point probabilities, got {probs.dtype}: pass softmax(logits).")
         if noisy_labels.is_floating_point() or noisy_labels.dtype == torch.bool:
-            raise TypeError(
+            raise BadType(
                 f"{name} needs integer noisy labels, got {noisy_labels.dtype}:"
                 f" pass class indices 0 to {num_classes - 1}."
             )
         if probs.ndim != 2 or probs.shape[1] != num_classes:
-            raise ValueError(
+            raise BadValue(
                 f"{name} expects probabilities of shape (N, {num_classes}), got {tuple(probs.shape)}:"
                 " make the network's outputs and num_classes agree."
             )
         if noisy_labels.shape != probs.shape[:1]:
-            raise ValueError(
+            raise BadValue(
                 f"{name} got {len(probs)} predictions and noisy labels of shape {tuple(noisy_labels.shape)}:"
                 " pass one label a prediction."
             )
@@ -86,7 +87,7 @@ class TransitionEstimator(Metric):
         smallest, largest = (value.item() for value in probs.aminmax())  # NaN where there is one
         if not (math.isfinite(smallest) and math.isfinite(largest)):
             row = int((~torch.isfinite(probs)).any(dim=1).nonzero()[0])
-            raise ValueError(
+            raise BadValue(
                 f"{name} met NaN or infinite predictions (first in row {row} of the batch):"
                 " the network has diverged; lower the learning rate or check its inputs."
             )
@@ -94,13 +95,13 @@ class TransitionEstimator(Metric):
         tolerance = 1e-4 if probs.dtype in (torch.float32, torch.float64) else 2e-2
         if smallest < 0 or (sums - 1).abs().max() > tolerance:
             row = int((sums - 1).abs().argmax())
-            raise ValueError(
+            raise BadValue(
                 f"{name} expects rows of probabilities, but row {row} has the minimum {float(probs[row].min()):.4g}"
                 f" and the sum {float(sums[row]):.4g}: pass softmax(logits)."
             )
         low, high = int(noisy_labels.min()), int(noisy_labels.max())
         if low < 0 or high >= num_classes:
-            raise ValueError(
+            raise BadValue(
                 f"{name} expects labels between 0 and {num_classes - 1}, got {low if low < 0 else high}:"
                 " check the labels or num_classes."
             )
@@ -109,12 +110,12 @@ class TransitionEstimator(Metric):
         """Stop unless every class has a noisy label."""
         total = int(self.class_counts.sum())
         if total == 0:
-            raise ValueError(
+            raise BadValue(
                 f"{type(self).__name__} has seen no example: the loader is empty; pass one with the training data."
             )
         missing = (self.class_counts == 0).nonzero().flatten().tolist()
         if missing:
-            raise ValueError(
+            raise BadValue(
                 f"{type(self).__name__} cannot estimate T: no example among {total} carries the noisy label"
                 f" {', '.join(map(str, missing[:10]))}{' ...' if len(missing) > 10 else ''};"
                 " lower num_classes or add examples of it."

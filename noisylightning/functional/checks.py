@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from noisylightning.errors import BadType, BadValue
 from noisylightning.functional._protocol import StructuredTransition
 from noisylightning.tensors import values_readable
 
@@ -24,21 +25,21 @@ def check_inputs(logits: Tensor, target: Tensor) -> None:
         ValueError: Shapes that do not go together.
     """
     if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating, got {logits.dtype}: pass the network's raw scores.")
+        raise BadType(f"logits must be floating, got {logits.dtype}: pass the network's raw scores.")
     if logits.ndim == 0:
-        raise ValueError("logits have no class dimension: pass shape (C,) or (N, C, ...).")
+        raise BadValue("logits have no class dimension: pass shape (C,) or (N, C, ...).")
     if target.is_floating_point():
         if target.shape != logits.shape:
-            raise ValueError(
+            raise BadValue(
                 f"a {target.dtype} target is read as class probabilities and must have the logits' shape "
                 f"{tuple(logits.shape)}, got {tuple(target.shape)}: pass class indices as int64."
             )
         return
     if target.dtype != torch.int64:
-        raise TypeError(f"target must be int64 class indices or floating probabilities, got {target.dtype}.")
+        raise BadType(f"target must be int64 class indices or floating probabilities, got {target.dtype}.")
     expected = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[1:]
     if target.shape != expected:
-        raise ValueError(
+        raise BadValue(
             f"target has shape {tuple(target.shape)} but logits {tuple(logits.shape)} need {tuple(expected)} class "
             "indices: the classes are dimension 1 of the logits."
         )
@@ -69,7 +70,7 @@ def validate_target(target: Tensor, num_classes: int, ignore_index: int = -100) 
     if not target.is_floating_point():
         wrong = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
         if wrong.any():
-            raise ValueError(
+            raise BadValue(
                 f"target holds label {int(target[wrong][0])} but there are {num_classes} classes: labels run from 0 to "
                 f"{num_classes - 1}, and {ignore_index} (ignore_index) marks an entry without one."
             )
@@ -79,12 +80,12 @@ def validate_target(target: Tensor, num_classes: int, ignore_index: int = -100) 
     tolerance = max(1e-4, 4 * torch.finfo(target.dtype).eps)
     off = ~((sums - 1).abs() <= tolerance)  # negated, so that NaN is wrong too
     if off.any():
-        raise ValueError(
+        raise BadValue(
             f"a soft target sums to {float(sums[off][0]):.6g} over the classes, not to one: normalise it, or pass "
             "class indices as int64."
         )
     if target.min() < 0:
-        raise ValueError(f"a soft target holds {float(target.min()):.6g}: probabilities cannot be negative.")
+        raise BadValue(f"a soft target holds {float(target.min()):.6g}: probabilities cannot be negative.")
 
 
 def check_transition(transition: Tensor | StructuredTransition, logits: Tensor) -> None:
@@ -101,17 +102,17 @@ def check_transition(transition: Tensor | StructuredTransition, logits: Tensor) 
     classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
     if not isinstance(transition, Tensor):
         if transition.num_classes != classes:
-            raise ValueError(f"T is for {transition.num_classes} classes but logits have {classes}.")
+            raise BadValue(f"T is for {transition.num_classes} classes but logits have {classes}.")
         return
     if not transition.is_floating_point():
-        raise TypeError(f"the transition matrix must be a floating tensor, got {transition.dtype}.")
+        raise BadType(f"the transition matrix must be a floating tensor, got {transition.dtype}.")
     if transition.shape != (classes, classes):
-        raise ValueError(
+        raise BadValue(
             f"logits with {classes} classes need a transition matrix of shape {(classes, classes)}, got "
             f"{tuple(transition.shape)}."
         )
     if transition.device != logits.device:
-        raise ValueError(
+        raise BadValue(
             f"the transition matrix is on {transition.device} but the logits are on {logits.device}: move it with "
             ".to(), or use a correction module, which moves it with the model."
         )
@@ -129,9 +130,9 @@ def check_arguments(
     check_transition(transition, logits)
     classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
     if weight is not None and weight.shape != (classes,):
-        raise ValueError(f"weight has shape {tuple(weight.shape)} but logits have {classes} classes.")
+        raise BadValue(f"weight has shape {tuple(weight.shape)} but logits have {classes} classes.")
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+        raise BadValue(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
 
 
 def settle_target(target: Tensor, num_classes: int, ignore_index: int = -100) -> tuple[Tensor, Tensor | None]:

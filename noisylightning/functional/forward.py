@@ -7,6 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisylightning.errors import BadValue
 from noisylightning.functional._protocol import StructuredTransition
 from noisylightning.functional.checks import check_arguments, check_inputs, check_transition, settle_target
 from noisylightning.functional.reduction import Reduction, reduce_values, weigh
@@ -186,5 +187,5 @@ def forward_cross_entropy(
 
 def _floored(log_q: Tensor, floor: float) -> Tensor:
     if not 0 <= floor < 1:
-        raise ValueError(f"floor must be a probability in [0, 1), got {floor}.")
+        raise BadValue(f"floor must be a probability in [0, 1), got {floor}.")
     return log_q.clamp(min=math.log(floor)) if floor > 0 else log_q

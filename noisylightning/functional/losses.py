@@ -23,6 +23,7 @@ import math
 import torch
 from torch import Tensor
 
+from noisylightning.errors import BadValue
 from noisylightning.functional.checks import check_inputs, settle_target
 from noisylightning.functional.reduction import Reduction, reduce_values, weigh
 from noisylightning.tensors import expectation, pick
@@ -88,7 +89,7 @@ def check_interval(name: str, value: float, interval: str, meaning: str) -> None
     above = value > low or (interval[0] == "[" and value == low)
     below = value < high or (interval[-1] == "]" and value == high)
     if not (above and below):
-        raise ValueError(f"{name} must lie in {interval}, got {value}: it is {meaning}.")
+        raise BadValue(f"{name} must lie in {interval}, got {value}: it is {meaning}.")
 
 
 def mean_absolute_error(log_p: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from noisylightning.errors import BadValue
+
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -68,5 +70,5 @@ def reduce_values(
     if reduction == "sum":
         return values.sum()
     if reduction != "mean":
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+        raise BadValue(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
     return values.mean() if factor is None else values.sum() / factor.sum()

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from noisylightning.errors import BadValue
 from noisylightning.functional.losses import check_interval
 from noisylightning.losses.base import Loss
 
@@ -43,9 +44,9 @@ class ActivePassiveLoss(Loss):
         check_interval("beta", beta, "(0, inf)", "the weight of the passive loss")
         for name, part in (("active", active), ("passive", passive)):
             if part.weight is not None:
-                raise ValueError(f"the {name} loss has class weights, which would be lost: give them to the sum.")
+                raise BadValue(f"the {name} loss has class weights, which would be lost: give them to the sum.")
             if part.needs_index:
-                raise ValueError(f"the {name} loss, {type(part).__name__}, keeps a state per sample: use it by itself.")
+                raise BadValue(f"the {name} loss, {type(part).__name__}, keeps a state per sample: use it by itself.")
         self.active = active
         self.passive = passive
         self.alpha = alpha

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from noisylightning.errors import BadValue
 from noisylightning.functional.checks import check_inputs, settle_target, validate_target
 from noisylightning.functional.reduction import Reduction, reduce_values, weigh
 from noisylightning.tensors import expectation as expectation
@@ -50,13 +51,11 @@ class Loss(nn.Module):
     ) -> None:
         super().__init__()
         if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+            raise BadValue(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
         if weight is not None:
             weight = torch.as_tensor(weight, dtype=torch.get_default_dtype())
             if weight.ndim != 1 or not bool((weight.isfinite() & (weight >= 0)).all()):
-                raise ValueError(
-                    f"weight must be a vector of finite non-negative class weights, got {weight.tolist()}."
-                )
+                raise BadValue(f"weight must be a vector of finite non-negative class weights, got {weight.tolist()}.")
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
@@ -146,7 +145,7 @@ class Loss(nn.Module):
         check_inputs(logits, target)
         classes, weight = logits.shape[1], self.weight
         if weight is not None and len(weight) != classes:
-            raise ValueError(f"weight has {len(weight)} entries but logits have {classes} classes.")
+            raise BadValue(f"weight has {len(weight)} entries but logits have {classes} classes.")
         if not (self._target_checked or target.is_cpu) and values_readable(target):
             validate_target(target, classes, self.ignore_index)
             self._target_checked = True

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from noisylightning.errors import BadValue
 from noisylightning.functional.losses import (
     check_interval,
     mean_absolute_error,
@@ -96,7 +97,7 @@ class SymmetricCrossEntropy(LikelihoodLoss):
         check_interval("beta", beta, "[0, inf)", "the weight of reverse cross-entropy")
         check_interval("log_zero", log_zero, "(-inf, 0)", "the number that stands for log 0")
         if alpha == beta == 0:
-            raise ValueError("alpha and beta are both 0, which leaves no loss: make at least one of them positive.")
+            raise BadValue("alpha and beta are both 0, which leaves no loss: make at least one of them positive.")
         self.alpha = alpha
         self.beta = beta
         self.log_zero = log_zero

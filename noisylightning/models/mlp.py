@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from noisylightning.errors import BadValue
+
 
 class MLP(nn.Sequential):
     """Multilayer perceptron on the flattened input: linear, ReLU and dropout for every hidden layer.
@@ -36,12 +38,12 @@ class MLP(nn.Sequential):
     ) -> None:
         widths = [in_features, *hidden]
         if min(*widths, num_classes) < 1:
-            raise ValueError(
+            raise BadValue(
                 f"MLP needs positive sizes, got in_features={in_features}, hidden={tuple(hidden)}, "
                 f"num_classes={num_classes}; give each at least 1."
             )
         if not 0 <= dropout < 1:
-            raise ValueError(f"MLP's dropout must lie in [0, 1), got {dropout}; 0 switches it off.")
+            raise BadValue(f"MLP's dropout must lie in [0, 1), got {dropout}; 0 switches it off.")
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
@@ -55,7 +57,7 @@ class MLP(nn.Sequential):
         """Logits ``(N, num_classes)`` of samples with ``in_features`` values each."""
         found = input.shape[1:].numel()
         if found != self.in_features:
-            raise ValueError(
+            raise BadValue(
                 f"MLP was built for {self.in_features} features a sample, got {found}; build it with "
                 f"in_features={found}."
             )

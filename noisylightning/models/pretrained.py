@@ -10,6 +10,8 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
+from noisylightning.errors import BadValue, NoSuchFile, NoSuchPackage
+
 # These two return a tuple while training unless built without their auxiliary classifiers.
 _AUXILIARY_HEADS = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
@@ -30,14 +32,14 @@ def read_state_dict(path: str | Path) -> MutableMapping[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no weights file {path}; download it first or correct the path.")
+        raise NoSuchFile(f"There is no weights file {path}; download it first or correct the path.")
     load: Callable[[Path], Any] = partial(torch.load, map_location="cpu", weights_only=True)
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file as load
     try:
         state = load(path)
     except Exception as error:  # each format and each kind of damage has an exception of its own
-        raise ValueError(
+        raise BadValue(
             f"{path} cannot be read as weights ({type(error).__name__}): it is damaged or holds more than tensors."
         ) from error
     for key in ("state_dict", "model"):
@@ -48,7 +50,7 @@ def read_state_dict(path: str | Path) -> MutableMapping[str, Tensor]:
         or not all(isinstance(value, Tensor) for value in state.values())
         or not state
     ):
-        raise ValueError(f"{path} holds no state dict of tensors; save the network with torch.save(net.state_dict()).")
+        raise BadValue(f"{path} holds no state dict of tensors; save the network with torch.save(net.state_dict()).")
     return state  # as it is: a state dict carries the version of each module in an attribute
 
 
@@ -56,7 +58,7 @@ def _classes_in(state: Mapping[str, Tensor], head: str, source: str) -> int:
     """Number of classes of the weights, read off the classification layer called ``head``."""
     weight = state.get(f"{head}.weight")
     if weight is None:
-        raise ValueError(f"{source} has no entry {head}.weight, so it is not for this architecture; check the name.")
+        raise BadValue(f"{source} has no entry {head}.weight, so it is not for this architecture; check the name.")
     return len(weight)
 
 
@@ -93,11 +95,11 @@ class TorchvisionModel(nn.Module):
     ) -> None:
         super().__init__()
         if name not in torchvision.models.list_models(module=torchvision.models):
-            raise ValueError(
+            raise BadValue(
                 f"torchvision has no classification network {name!r}; torchvision.models.list_models() names them."
             )
         if weights and weights_file:
-            raise ValueError(f"Give either weights ({weights!r}) or weights_file ({str(weights_file)!r}), not both.")
+            raise BadValue(f"Give either weights ({weights!r}) or weights_file ({str(weights_file)!r}), not both.")
         options: dict[str, bool] = {}
         if name in _AUXILIARY_HEADS:  # their published weights expect inputs of another normalisation
             pretrained = bool(weights or weights_file)
@@ -107,7 +109,7 @@ class TorchvisionModel(nn.Module):
             published = torchvision.models.get_model_weights(name)
             if weights not in published.__members__:
                 known = ", ".join(published.__members__)
-                raise ValueError(f"torchvision publishes no weights {weights!r} for {name}; it publishes {known}.")
+                raise BadValue(f"torchvision publishes no weights {weights!r} for {name}; it publishes {known}.")
             self._load(published[weights].get_state_dict(check_hash=True), name, f"The file of {name} {weights}")
         elif weights_file:
             self._load(read_state_dict(weights_file), name, str(weights_file))
@@ -125,12 +127,12 @@ class TorchvisionModel(nn.Module):
             state.update({key: value for key, value in own.items() if key.startswith(f"{head}.")})
         for key, value in state.items():
             if key in own and own[key].shape != value.shape:
-                raise ValueError(
+                raise BadValue(
                     f"{source} does not fit {name}: {key} has shape {tuple(value.shape)}, not {tuple(own[key].shape)}."
                 )
         missing, unexpected = self.network.load_state_dict(state, strict=False)
         if missing or unexpected:
-            raise ValueError(
+            raise BadValue(
                 f"{source} does not fit {name}: {len(missing)} entries are missing and {len(unexpected)} unknown, "
                 f"{(missing or unexpected)[0]} the first of them."
             )
@@ -177,11 +179,11 @@ class TimmModel(nn.Module):
         try:
             import timm
         except ImportError as error:
-            raise ImportError("TimmModel needs timm: pip install 'noisylightning[timm]'.") from error
+            raise NoSuchPackage("TimmModel needs timm: pip install 'noisylightning[timm]'.") from error
         if not timm.is_model(name.partition(".")[0]):
-            raise ValueError(f"timm {timm.__version__} has no network {name!r}; timm.list_models() names them.")
+            raise BadValue(f"timm {timm.__version__} has no network {name!r}; timm.list_models() names them.")
         if pretrained and weights_file:
-            raise ValueError(f"Give either pretrained=True or weights_file ({str(weights_file)!r}), not both.")
+            raise BadValue(f"Give either pretrained=True or weights_file ({str(weights_file)!r}), not both.")
         if weights_file is None:
             self.network: nn.Module = timm.create_model(
                 name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels
@@ -198,7 +200,7 @@ class TimmModel(nn.Module):
             )
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200].rstrip(" .")
-            raise ValueError(f"{weights_file} does not fit timm's {name}: {reason}.") from error
+            raise BadValue(f"{weights_file} does not fit timm's {name}: {reason}.") from error
         if classes != num_classes:
             self.network.reset_classifier(num_classes)  # type: ignore[operator]
 
@@ -243,7 +245,7 @@ class HuggingFaceClassifier(nn.Module):
         try:
             import transformers
         except ImportError as error:
-            raise ImportError(
+            raise NoSuchPackage(
                 "HuggingFaceClassifier needs transformers: pip install 'noisylightning[huggingface]'."
             ) from error
         automatic = {
@@ -251,7 +253,7 @@ class HuggingFaceClassifier(nn.Module):
             "image": transformers.AutoModelForImageClassification,
         }
         if task not in automatic:
-            raise ValueError(f"HuggingFaceClassifier's task must be 'text' or 'image', got {task!r}.")
+            raise BadValue(f"HuggingFaceClassifier's task must be 'text' or 'image', got {task!r}.")
         try:
             config = transformers.AutoConfig.from_pretrained(name, num_labels=num_classes)
             if pretrained:
@@ -262,12 +264,12 @@ class HuggingFaceClassifier(nn.Module):
                 self.network, report = automatic[task].from_config(config), {"mismatched_keys": []}
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0][:200].rstrip(" .")
-            raise ValueError(f"Hugging Face's {task} classifier {name!r} cannot be built: {reason}.") from error
+            raise BadValue(f"Hugging Face's {task} classifier {name!r} cannot be built: {reason}.") from error
         # Another number of classes is expected to change the head, never the body.
         body = f"{self.network.base_model_prefix}."
         misfits = [key for key, *_ in report["mismatched_keys"] if key.startswith(body)]
         if misfits:
-            raise ValueError(f"The weights of {name!r} do not fit its configuration, {misfits[0]} the first misfit.")
+            raise BadValue(f"The weights of {name!r} do not fit its configuration, {misfits[0]} the first misfit.")
         self.task = task
         self.padding_index: int | None = getattr(config, "pad_token_id", None)
 

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from noisylightning.errors import BadValue
+
 
 class _Subsample(nn.Module):
     """Shortcut of option A: every second pixel, new channels filled with zeros, no parameters."""
@@ -66,9 +68,9 @@ class CIFARResNet(nn.Sequential):
     def __init__(self, depth: int, num_classes: int, shortcut: Literal["A", "B"] = "A", in_channels: int = 3) -> None:
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise ValueError(f"CIFARResNet's depth must be 6n + 2, such as 14, 20, 32, 44, 56 or 110, got {depth}.")
+            raise BadValue(f"CIFARResNet's depth must be 6n + 2, such as 14, 20, 32, 44, 56 or 110, got {depth}.")
         if shortcut not in ("A", "B"):
-            raise ValueError(
+            raise BadValue(
                 f"CIFARResNet's shortcut must be 'A' (zero padding) or 'B' (1x1 convolution), got {shortcut!r}."
             )
         super().__init__(

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from noisylightning.errors import BadValue
+
 
 class SpatialDropout(nn.Module):
     """Dropout of whole embedding channels: one draw a sample and channel, the same at every word.
@@ -26,7 +28,7 @@ class SpatialDropout(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         if not 0 <= rate < 1:
-            raise ValueError(f"Spatial dropout's rate must lie in [0, 1), got {rate}; 0 switches it off.")
+            raise BadValue(f"Spatial dropout's rate must lie in [0, 1), got {rate}; 0 switches it off.")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ class TransformerClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if dim % heads:
-            raise ValueError(f"TransformerClassifier's heads must divide its dim, got heads={heads} and dim={dim}.")
+            raise BadValue(f"TransformerClassifier's heads must divide its dim, got heads={heads} and dim={dim}.")
         self.padding_index = padding_index
         self.words = nn.Embedding(vocab_size, dim)
         self.positions = nn.Embedding(length, dim)
@@ -195,7 +197,7 @@ class TransformerClassifier(nn.Module):
     def forward(self, words: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of word indices ``(N, L)``."""
         if words.shape[1] > self.positions.num_embeddings:
-            raise ValueError(
+            raise BadValue(
                 f"TransformerClassifier takes texts of at most {self.positions.num_embeddings} words, got "
                 f"{words.shape[1]}; build it with length={words.shape[1]}."
             )

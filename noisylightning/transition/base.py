@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from noisylightning.errors import BadValue
 from noisylightning.kernels.cross_entropy import repaired_log
 from noisylightning.transition.check import check_condition
 
@@ -24,7 +25,7 @@ class Transition(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"label noise needs at least 2 classes, got {num_classes}.")
+            raise BadValue(f"label noise needs at least 2 classes, got {num_classes}.")
         self.num_classes = num_classes
 
     def log_likelihood(self, log_p: Tensor, target: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from noisylightning.errors import BadValue
+
 MNIST_FLIPS: dict[int, int] = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
 """Digits that look alike, as Patrini et al. (2017) flip them."""
 
@@ -120,11 +122,11 @@ def from_flips(
         shares = noisy if isinstance(noisy, Mapping) else {noisy: 1.0}
         for label in (clean, *shares):
             if not 0 <= label < num_classes:
-                raise ValueError(f"flips name class {label} but there are {num_classes}: use 0 to {num_classes - 1}.")
+                raise BadValue(f"flips name class {label} but there are {num_classes}: use 0 to {num_classes - 1}.")
         if clean in shares:
-            raise ValueError(f"flips turn class {clean} into itself: leave it out, what stays right is 1 - rate.")
+            raise BadValue(f"flips turn class {clean} into itself: leave it out, what stays right is 1 - rate.")
         if not shares or not all(0 < share < float("inf") for share in shares.values()):
-            raise ValueError(f"the weights of the flips of class {clean} must be positive, got {dict(shares)}.")
+            raise BadValue(f"the weights of the flips of class {clean} must be positive, got {dict(shares)}.")
         transition[clean, clean] = 1 - rate
         for label, share in shares.items():
             transition[clean, label] = rate * share / sum(shares.values())
@@ -240,6 +242,6 @@ def binary_asymmetric(rate: float, *, dtype: torch.dtype | None = None) -> Tenso
 
 def _check(num_classes: int, rate: float) -> None:
     if num_classes < 2:
-        raise ValueError(f"label noise needs at least 2 classes, got {num_classes}.")
+        raise BadValue(f"label noise needs at least 2 classes, got {num_classes}.")
     if not 0 <= rate <= 1:
-        raise ValueError(f"the noise rate is a probability in [0, 1], got {rate}.")
+        raise BadValue(f"the noise rate is a probability in [0, 1], got {rate}.")

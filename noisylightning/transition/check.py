@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from noisylightning.errors import BadType, BadValue
 from noisylightning.tensors import values_readable
 
 
@@ -27,18 +28,18 @@ def validate_transition(transition: Tensor, num_classes: int | None = None) -> N
     """
     if not isinstance(transition, Tensor) or not transition.is_floating_point():
         seen = transition.dtype if isinstance(transition, Tensor) else type(transition).__name__
-        raise TypeError(f"the transition matrix must be a floating tensor, got {seen}.")
+        raise BadType(f"the transition matrix must be a floating tensor, got {seen}.")
     if transition.ndim != 2 or transition.shape[0] != transition.shape[1]:
-        raise ValueError(f"the transition matrix must be square, (C, C), got shape {tuple(transition.shape)}.")
+        raise BadValue(f"the transition matrix must be square, (C, C), got shape {tuple(transition.shape)}.")
     if num_classes is not None and len(transition) != num_classes:
-        raise ValueError(
+        raise BadValue(
             f"the transition matrix is for {len(transition)} classes but {num_classes} are expected: pass the T of "
             "this data set."
         )
     for wrong, word in ((~transition.isfinite(), "not a finite number"), (transition < 0, "negative")):
         if wrong.any():
             i, j = wrong.nonzero()[0].tolist()
-            raise ValueError(
+            raise BadValue(
                 f"the transition matrix holds {float(transition[i, j]):.6g} at row {i}, column {j}, which is {word}: "
                 "its entries are probabilities."
             )
@@ -46,7 +47,7 @@ def validate_transition(transition: Tensor, num_classes: int | None = None) -> N
     row = int((sums - 1).abs().argmax())
     if abs(float(sums[row]) - 1) > 1e-4:
         hint = " (its columns do: transpose it)" if bool(((transition.sum(0) - 1).abs() <= 1e-4).all()) else ""
-        raise ValueError(
+        raise BadValue(
             f"row {row} of the transition matrix sums to {float(sums[row]):.6g}, not to one{hint}: "
             "T[i, j] = p(noisy = j | clean = i) has one distribution per row."
         )
@@ -70,7 +71,7 @@ def relative_l1_error(estimate: Tensor, true: Tensor) -> Tensor:
         tensor(0.2000)
     """
     if estimate.shape != true.shape:
-        raise ValueError(f"the estimate has shape {tuple(estimate.shape)} but the true T {tuple(true.shape)}.")
+        raise BadValue(f"the estimate has shape {tuple(estimate.shape)} but the true T {tuple(true.shape)}.")
     return (estimate - true).abs().sum() / true.sum()
 
 
@@ -87,6 +88,7 @@ def condition_number(transition: Tensor) -> Tensor:
         A float64 scalar, at least 1, and infinity for a singular T.
 
     Example:
+        >>> from noisylightning.transition import symmetric
         >>> condition_number(symmetric(10, 0.5))
         tensor(3.2500, dtype=torch.float64)
     """
@@ -123,7 +125,7 @@ def invert_transition(transition: Tensor, max_condition: float = 1 / torch.finfo
 def check_condition(condition: float, max_condition: float) -> None:
     """Raise :class:`ValueError` if T's condition number is past the bound, or NaN."""
     if not condition <= max_condition:
-        raise ValueError(
+        raise BadValue(
             f"the transition matrix has condition number {condition:.4g}, past the bound {max_condition:.4g}: backward "
             "correction would amplify the losses that much; use forward correction, or raise max_condition."
         )

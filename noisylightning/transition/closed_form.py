@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from noisylightning.errors import BadValue
 from noisylightning.kernels.cross_entropy import exact_log_likelihood
 from noisylightning.tensors import pick
 from noisylightning.transition.base import Transition
@@ -30,7 +31,7 @@ class SymmetricTransition(Transition):
     def __init__(self, num_classes: int, rate: float) -> None:
         super().__init__(num_classes)
         if not 0 <= rate <= 1:
-            raise ValueError(f"the noise rate is a probability in [0, 1], got {rate}.")
+            raise BadValue(f"the noise rate is a probability in [0, 1], got {rate}.")
         self.rate = rate
         self.off = rate / (num_classes - 1)
         self.slope = 1 - rate - self.off  # (p T)_j = off + slope * p_j

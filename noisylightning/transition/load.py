@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.transition.check import validate_transition
 
 
@@ -35,13 +36,13 @@ def load_transition(path: str | Path, *, dtype: torch.dtype | None = None) -> Te
     """
     path = Path(path)
     if path.suffix not in (".npy", ".csv"):
-        raise ValueError(f"a transition matrix is read from a .npy or .csv file, got {str(path)!r}.")
+        raise BadValue(f"a transition matrix is read from a .npy or .csv file, got {str(path)!r}.")
     if not path.is_file():
-        raise FileNotFoundError(f"no transition matrix at {str(path)!r}: check the path, or write T there first.")
+        raise NoSuchFile(f"no transition matrix at {str(path)!r}: check the path, or write T there first.")
     try:
         array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
         transition = torch.from_numpy(np.asarray(array, dtype=np.float64)).to(dtype or torch.get_default_dtype())
         validate_transition(transition)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"no transition matrix in {str(path)!r}: {error}") from None
+        raise BadValue(f"no transition matrix in {str(path)!r}: {error}") from None
     return transition

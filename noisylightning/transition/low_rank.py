@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from noisylightning.errors import BadValue, NotReady
 from noisylightning.kernels.cross_entropy import exact_log_likelihood, log_matmul, repaired_log
 from noisylightning.transition.base import Transition
 from noisylightning.transition.check import check_condition
@@ -41,18 +42,18 @@ class LowRankTransition(Transition):
     def __init__(self, diagonal: Tensor, left: Tensor, right: Tensor) -> None:
         classes, rank = left.shape if left.ndim == 2 else (0, 0)
         if diagonal.shape != (classes,) or right.shape != (rank, classes):
-            raise ValueError(
+            raise BadValue(
                 f"diagonal (C,), left (C, R) and right (R, C) have shapes {tuple(diagonal.shape)}, {tuple(left.shape)} "
                 f"and {tuple(right.shape)}, which do not go together."
             )
         super().__init__(classes)
         for name, part in (("diagonal", diagonal), ("left", left), ("right", right)):
             if not bool((part.isfinite() & (part >= 0)).all()):
-                raise ValueError(f"{name} holds an entry that is negative or not finite: T has probabilities.")
+                raise BadValue(f"{name} holds an entry that is negative or not finite: T has probabilities.")
         sums = diagonal.double() + left.double() @ right.double().sum(1)
         row = int((sums - 1).abs().argmax())
         if abs(float(sums[row]) - 1) > 1e-4:
-            raise ValueError(f"row {row} of diag(d) + U V sums to {float(sums[row]):.6g}, not to one.")
+            raise BadValue(f"row {row} of diag(d) + U V sums to {float(sums[row]):.6g}, not to one.")
         self.register_buffer("diagonal", diagonal)
         self.register_buffer("left", left)
         self.register_buffer("right", right)
@@ -83,7 +84,7 @@ class LowRankTransition(Transition):
     def inverse_rows(self, target: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: ``(M, C)``, ``dtype``."""
         if self.scaled is None or self.returned is None:
-            raise RuntimeError("T has not been inverted yet: call factorize(max_condition) first.")
+            raise NotReady("T has not been inverted yet: call factorize(max_condition) first.")
         with torch.autocast(target.device.type, enabled=False):
             if target.is_floating_point():
                 target = target.to(dtype)
@@ -112,7 +113,7 @@ class LowRankTransition(Transition):
 
     def _prepare(self) -> None:
         if not self.diagonal.min() > 0:
-            raise ValueError(f"diagonal is zero at class {int(self.diagonal.argmin())}: backward needs it positive.")
+            raise BadValue(f"diagonal is zero at class {int(self.diagonal.argmin())}: backward needs it positive.")
         scaled = self.left.double() / self.diagonal.double().unsqueeze(1)
         capacitance = self.right.double() @ scaled
         capacitance.diagonal().add_(1)

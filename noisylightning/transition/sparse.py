@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisylightning.errors import BadType, BadValue, NotReady
 from noisylightning.kernels.cross_entropy import exact_log_likelihood
 from noisylightning.tensors import values_readable
 from noisylightning.transition.base import Transition
@@ -40,11 +41,11 @@ class SparseTransition(Transition):
 
     def __init__(self, matrix: Tensor) -> None:
         if not isinstance(matrix, Tensor) or matrix.layout == torch.strided or not matrix.is_floating_point():
-            raise TypeError(
+            raise BadType(
                 "a SparseTransition takes a floating sparse tensor, matrix.to_sparse(); pass a dense T as is."
             )
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"the transition matrix must be square, (C, C), got shape {tuple(matrix.shape)}.")
+            raise BadValue(f"the transition matrix must be square, (C, C), got shape {tuple(matrix.shape)}.")
         entries = matrix.to_sparse(layout=torch.sparse_coo).coalesce()
         clean, noisy = entries.indices()
         self._hold(clean, noisy, entries.values(), len(matrix))
@@ -85,7 +86,7 @@ class SparseTransition(Transition):
             zeros = value.new_zeros(len(target), self.num_classes, dtype=dtype)
             return zeros.scatter_add(1, index, value.to(dtype))
         if not self.iterations:
-            raise RuntimeError("T has not been inverted yet: call factorize(max_condition) first.")
+            raise NotReady("T has not been inverted yet: call factorize(max_condition) first.")
         rows = target.to(dtype) if soft else _one_hot(target, self.num_classes, dtype)
         rows = rows.t().contiguous().t()  # as the products come out, so that no step needs a transposition
         diagonal = self.columns.diagonal().to(dtype)
@@ -112,7 +113,7 @@ class SparseTransition(Transition):
             return
         kept = self.columns.diagonal()
         if not kept.min() > 0.5:
-            raise ValueError(
+            raise BadValue(
                 f"T connects {int(groups.bincount().max())} classes, too many to invert, and keeps only "
                 f"{float(kept.min()):.4g} of class {int(kept.argmin())}: iteration needs more than half; use forward "
                 "correction."
@@ -169,12 +170,12 @@ class BlockDiagonalTransition(SparseTransition):
             ends = torch.tensor([len(block) for block in blocks]).cumsum(0).tolist()
             classes = [range(end - len(block), end) for end, block in zip(ends, blocks, strict=True)]
         if [len(block) for block in blocks] != [len(group) for group in classes]:
-            raise ValueError(
+            raise BadValue(
                 f"blocks of {[len(block) for block in blocks]} rows need as many classes each, got "
                 f"{[len(group) for group in classes]}."
             )
         if sorted(label for group in classes for label in group) != list(range(count)):
-            raise ValueError(f"classes must hold each of 0 to {count - 1} in exactly one group.")
+            raise BadValue(f"classes must hold each of 0 to {count - 1} in exactly one group.")
         labels = [torch.as_tensor(group) for group in classes]
         clean = torch.cat([group.repeat_interleave(len(group)) for group in labels])
         noisy = torch.cat([group.repeat(len(group)) for group in labels])
@@ -265,12 +266,12 @@ def _one_hot(target: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 def _check_rows(columns: Columns) -> None:
     if not bool((columns.value.isfinite() & (columns.value >= 0)).all()):
-        raise ValueError("the transition matrix holds an entry that is negative or not finite: they are probabilities.")
+        raise BadValue("the transition matrix holds an entry that is negative or not finite: they are probabilities.")
     value = columns.value.double()
     sums = value.new_zeros(columns.size).index_add(0, columns.index, value)
     row = int((sums - 1).abs().argmax())
     if abs(float(sums[row]) - 1) > 1e-4:
-        raise ValueError(
+        raise BadValue(
             f"row {row} of the transition matrix sums to {float(sums[row]):.6g}, not to one: "
             "T[i, j] = p(noisy = j | clean = i) has one distribution per row."
         )
