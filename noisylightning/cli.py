@@ -7,6 +7,9 @@ from typing import Any, NoReturn
 from jsonargparse import auto_cli
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+import noisylightning.data
+import noisylightning.losses
+import noisylightning.models  # noqa: F401  (imported, their classes go by their bare names in YAML)
 from noisylightning.errors import UserError
 from noisylightning.estimation import EstimatingTrainer, estimate_from_table
 from noisylightning.internals import dev_batches
