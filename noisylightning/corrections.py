@@ -1,32 +1,39 @@
 """Corrections: modules that carry T and turn a base loss into one that may be trained on noisy labels."""
 
+from __future__ import annotations
+
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from noisylightning.errors import BadType, BadValue, NotReady
-from noisylightning.functional.backward import inverse_rows, settled_backward_cross_entropy
-from noisylightning.functional.checks import check_inputs, check_transition
-from noisylightning.functional.forward import label_log_likelihood, noisy_log_posterior, settled_forward_cross_entropy
-from noisylightning.kernels.cross_entropy import LARGEST_EXPONENT
+from noisylightning.functional.backward import inverse_rows, masked_backward_cross_entropy
+from noisylightning.functional.checks import check_inputs
+from noisylightning.functional.forward import label_log_likelihood, masked_forward_cross_entropy, noisy_log_posterior
+from noisylightning.functional.posterior import importance_ratio
 from noisylightning.losses import CrossEntropy, LikelihoodLoss, Loss
 from noisylightning.tensors import log_softmax, pick
-from noisylightning.transition import Transition, invert_transition, load_transition, validate_transition
+from noisylightning.transition import DenseTransition, Transition, as_transition, validate_transition
 
 
 class Correction(nn.Module):
-    """What all corrections share: a base loss, and T in the buffer :attr:`transition`, the identity until it is set.
+    """What all corrections share: a base loss, and T in :attr:`T`, the identity until it is set.
 
     Called as ``correction(logits, target)``, with the shapes of :func:`torch.nn.functional.cross_entropy`; class
     weights, ``ignore_index`` and ``reduction`` are settings of the base loss. With T the identity every correction is
     its base loss, in value and gradient. A subclass defines :meth:`corrected`.
 
+    In a state dict T goes by the name ``transition``: a dense one is that tensor, of another one ``transition.rate``
+    and the like are the parts.
+
     Args:
-        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``: a tensor ``(C, C)``, the path of a
-            ``.npy`` or ``.csv`` file that holds one, or a structured T.
+        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``: a tensor ``(C, C)``, which is copied,
+            an :class:`torch.nn.Parameter`, which is kept and trained (see
+            :class:`~noisylightning.transition.DenseTransition`), the path of a ``.npy`` or ``.csv`` file, or a
+            :class:`~noisylightning.transition.Transition`.
         num_classes: The number of classes C. If neither it nor T is given, :meth:`initialize` says it later.
         loss: The base loss. Default: cross-entropy.
 
@@ -35,7 +42,14 @@ class Correction(nn.Module):
         ValueError: T is not row-stochastic, or not of ``num_classes`` classes.
     """
 
-    transition: Tensor | Transition | None
+    uses_transition: ClassVar[bool] = True
+    """Whether the correction uses T at all."""
+
+    T: Transition | None
+    """What computes with T; None as long as the number of classes is unknown."""
+
+    has_transition: bool
+    """Whether a T was ever given: to the constructor, by :meth:`set_transition`, or by loading a state."""
 
     def __init__(
         self,
@@ -45,26 +59,23 @@ class Correction(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = CrossEntropy() if loss is None else loss
-        if isinstance(transition, str | Path):
-            transition = load_transition(transition)
-        if isinstance(transition, Transition):
-            self.transition = transition
-        elif transition is None:
-            self.register_buffer("transition", None if num_classes is None else _identity(num_classes))
+        self.has_transition = transition is not None
+        if transition is not None:
+            self.T = as_transition(transition, num_classes)
         else:
-            validate_transition(transition, num_classes)
-            self.register_buffer("transition", _by_columns(transition.detach().clone()))
-        self.register_load_state_dict_post_hook(_refresh)
-        if num_classes is not None:
-            self.initialize(num_classes)
+            self.T = None if num_classes is None else _identity(num_classes)
+        self.register_state_dict_post_hook(_name_transition)
+        self.register_load_state_dict_pre_hook(_find_transition)
+
+    @property
+    def transition(self) -> Tensor | None:
+        """T written out, ``(C, C)``; None as long as the number of classes is unknown."""
+        return None if self.T is None else self.T.to_dense()
 
     @property
     def num_classes(self) -> int | None:
         """The number of classes C, or None as long as nobody said it."""
-        transition = self.transition
-        if isinstance(transition, Tensor):
-            return len(transition)
-        return None if transition is None else transition.num_classes
+        return None if self.T is None else self.T.num_classes
 
     def initialize(self, num_classes: int) -> None:
         """Give an uninitialised correction its number of classes, with T the identity; else check that it agrees.
@@ -76,119 +87,133 @@ class Correction(nn.Module):
             ValueError: The correction is for another number of classes.
         """
         if self.num_classes is None:
-            self.transition = _identity(num_classes)
-            self.refresh()
+            self._begin(num_classes)
         elif self.num_classes != num_classes:
             raise BadValue(
                 f"{type(self).__name__} is for {self.num_classes} classes but {num_classes} are asked for: give it the "
                 "T of this data set."
             )
 
+    def _begin(self, num_classes: int) -> None:
+        self.T = _identity(num_classes)
+
     def set_transition(self, transition: Tensor) -> None:
-        """Put T into the buffer, in place.
+        """Put the values of T in, in place.
 
         Args:
             transition: T, row-stochastic, shape ``(C, C)``.
 
         Raises:
-            TypeError: T is no floating tensor, or the correction holds a structured T.
+            TypeError: T is no floating tensor, or the correction holds a T that is not dense.
             ValueError: T is not row-stochastic, or not of this number of classes.
         """
-        if isinstance(self.transition, Transition):
-            raise BadType(
-                f"this correction holds a {type(self.transition).__name__}, which a dense T cannot replace: create the "
-                "correction with num_classes instead."
-            )
-        validate_transition(transition, self.num_classes)
-        if self.transition is None:
+        if self.T is None:
+            validate_transition(transition)
             self.initialize(len(transition))
-        assert isinstance(self.transition, Tensor)
-        old = self.transition.clone()
-        self.transition.copy_(transition.detach())
-        try:
-            self.refresh()
-        except ValueError:
-            self.transition.copy_(old)
-            raise
+        self.known_transition().start_from(transition)
+        self.has_transition = True
 
-    def refresh(self) -> None:
-        """Bring what is derived from T up to date; called whenever T was set or loaded."""
+    def require_transition(self) -> None:
+        """Raise unless a T was given, or none is used: with the identity a correction is its base loss under its name.
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state_dict.get(f"{prefix}transition")
-        if isinstance(saved, Tensor) and isinstance(self.transition, Tensor) and len(saved) != self.num_classes:
-            raise BadValue(
-                f"the checkpoint's T is for {len(saved)} classes but this {type(self).__name__} is for"
-                f" {self.num_classes}: build the model for the number of classes that it was trained with."
+        Raises:
+            RuntimeError: No T was given.
+        """
+        if self.uses_transition and not self.has_transition:
+            raise NotReady(
+                f"{type(self).__name__} was given no T, without which it corrects nothing: pass it transition=..., or "
+                "add an EstimateTransitionCallback, or a KnownTransitionCallback, to the trainer's callbacks."
             )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def noisy_log_posterior(self, logits: Tensor) -> Tensor:
+    def known_transition(self) -> Transition:
+        """T; raises :class:`RuntimeError` as long as even its number of classes is unknown."""
+        if self.T is None:
+            raise NotReady(
+                f"{type(self).__name__} does not know its number of classes: create it with num_classes or a "
+                "transition, or call initialize(num_classes) first."
+            )
+        return self.T
+
+    def transition_at(self, features: Tensor | None, index: Tensor | None) -> Transition:
+        """The T of these samples; arguments as in :meth:`forward`."""
+        transition = self.known_transition()
+        if transition.needs_features and features is None:
+            raise NotReady(
+                f"{type(transition).__name__} depends on the sample, so the correction needs its features: call "
+                "correction(logits, target, index, features)."
+            )
+        return transition.at(features, index)
+
+    def noisy_log_posterior(
+        self, logits: Tensor, index: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
         """``log p T``: what the network says about the *noisy* label.
 
         Args:
             logits: Scores, shape ``(N, C, d1, ...)``.
+            index: As in :meth:`forward`.
+            features: As in :meth:`forward`.
 
         Returns:
             Shape ``(N, C, d1, ...)``.
         """
-        return noisy_log_posterior(logits, self.known_transition())
+        return noisy_log_posterior(logits, self.transition_at(features, index))
 
-    def forward(self, logits: Tensor, target: Tensor, index: Tensor | None = None) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, index: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
         """The corrected loss.
 
         Args:
             logits: Scores, shape ``(C,)`` or ``(N, C, d1, ...)``; ``softmax(logits)`` is p(clean | x).
             target: Noisy labels: class indices ``()`` or ``(N, d1, ...)``, or probabilities shaped as ``logits``.
-            index: Positions of the samples in the data set, shape ``()`` or ``(N,)``: for a base loss that asks.
+            index: Positions of the samples in the data set, shape ``()`` or ``(N,)``: for a base loss or a T that asks.
+            features: What the network knows of each sample, shape ``(D,)`` or ``(N, D)``: for a T that asks.
 
         Returns:
-            A scalar, or one value per target for ``reduction="none"``.
+            A scalar, or one value per target for ``reduction="none"``. In training mode a T that learns adds its
+            penalty.
 
         Raises:
-            RuntimeError: The correction does not know its number of classes yet.
+            RuntimeError: The correction does not know its number of classes yet, or T lacks the features that it needs.
             TypeError: A dtype that is neither a score, an index nor a probability.
             ValueError: Shapes that do not go together, a label out of range, or a soft target not summing to one.
         """
         if logits.ndim == 1:
             check_inputs(logits, target)
-            return self.forward(logits[None], target[None], None if index is None else index.reshape(-1)).reshape(())
+            index = None if index is None else index.reshape(-1)
+            return self.forward(
+                logits[None], target[None], index, None if features is None else features[None]
+            ).reshape(())
         loss = self.loss
-        labels, kept = loss.settle(logits, target)
-        transition = self.transition
-        if transition is not None:
-            check_transition(transition, logits)
+        labels, mask = loss.check_and_mask(logits, target)
+        transition = self.transition_at(features, index)
+        transition.check_logits(logits)
         extra = (index,) if loss.needs_index and index is not None else ()
-        return self.corrected(logits, labels, kept, *extra)
+        value = self.corrected(logits, labels, mask, transition, *extra)
+        penalty = transition.penalty() if self.training else None
+        return value if penalty is None else value + penalty
 
-    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
+    def corrected(
+        self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor
+    ) -> Tensor:
         """The reduced corrected loss.
 
         Args:
             logits: Scores, shape ``(N, C, d1, ...)``.
             labels: Class indices in range ``(N, d1, ...)``, none of them ignored, or probabilities ``(N, C, d1, ...)``.
-            kept: Which labels count; None where all do.
+            mask: Which labels count; None where all do.
+            transition: The T of these samples.
             *index: What the base loss asks for beside.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no corrected(logits, labels): a correction must.")
 
-    def known_transition(self) -> Tensor | Transition:
-        """T; raises :class:`RuntimeError` as long as even its number of classes is unknown."""
-        transition = self.transition
-        if transition is None:
-            raise NotReady(
-                f"{type(self).__name__} does not know its number of classes: create it with num_classes or a "
-                "transition, or call initialize(num_classes) first."
-            )
-        return transition
-
 
 class NoCorrection(Correction):
-    """The base loss as it is, whatever T may be: the baseline.
+    """The base loss as it is: the baseline. It carries no T.
 
     Args:
-        transition: As in :class:`Correction`; kept, not used.
-        num_classes: As in :class:`Correction`; not needed.
+        num_classes: The number of classes C; not needed.
         loss: The base loss. Default: cross-entropy.
 
     Example:
@@ -196,14 +221,39 @@ class NoCorrection(Correction):
         tensor(1.3863)
     """
 
-    def noisy_log_posterior(self, logits: Tensor) -> Tensor:
+    uses_transition: ClassVar[bool] = False
+
+    def __init__(self, num_classes: int | None = None, loss: Loss | None = None) -> None:
+        super().__init__(loss=loss)
+        self._num_classes = num_classes
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes C, or None as long as nobody said it."""
+        return self._num_classes
+
+    def _begin(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+
+    def set_transition(self, transition: Tensor) -> None:
+        """Refuse: there is nothing that would use it.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise BadType("NoCorrection uses no T: choose ForwardCorrection or another correction.")
+
+    def noisy_log_posterior(
+        self, logits: Tensor, index: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
         """``log p``: without a T the network speaks about noisy labels directly."""
         return log_softmax(logits)
 
-    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
-        """The reduced base loss; arguments as in :meth:`Correction.corrected`."""
-        loss = self.loss
-        return loss.reduce(loss.values(logits, loss.weighted(labels), *index), labels, kept)
+    def forward(
+        self, logits: Tensor, target: Tensor, index: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
+        """The base loss; arguments as in :meth:`Correction.forward`."""
+        return self.loss(logits, target, *((index,) if self.loss.needs_index and index is not None else ()))
 
 
 class ForwardCorrection(Correction):
@@ -214,7 +264,7 @@ class ForwardCorrection(Correction):
     for others, and soft targets, it needs all of ``p T``. A loss of scores z gets the scores ``log(e^z T)``.
 
     Args:
-        transition: T, a path, or a structured T; see :class:`Correction`.
+        transition: T, see :class:`Correction`.
         num_classes: The number of classes C.
         loss: The base loss. Default: cross-entropy. One that is not proper composite warns.
         floor: ``(p T)_y`` below it counts as it, without gradient. Where column ``y`` of T is zero, so that T calls
@@ -244,21 +294,23 @@ class ForwardCorrection(Correction):
                 stacklevel=2,
             )
 
-    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
+    def corrected(
+        self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor
+    ) -> Tensor:
         """The reduced base loss of ``p T``; arguments as in :meth:`Correction.corrected`."""
-        transition, loss = self.known_transition(), self.loss
+        loss = self.loss
         soft = labels.is_floating_point()
-        if type(loss) is CrossEntropy and not soft:  # which has a kernel of its own
+        if loss.is_cross_entropy and not soft:
             weight, reduction = loss.weight, loss.reduction
-            return settled_forward_cross_entropy(logits, labels, kept, transition, weight, reduction, self.floor)
-        if isinstance(loss, LikelihoodLoss) and not soft:
+            return masked_forward_cross_entropy(logits, labels, mask, transition, weight, reduction, self.floor)
+        if isinstance(loss, LikelihoodLoss) and loss.of_likelihood and not soft:
             values = loss.of_log_likelihood(label_log_likelihood(logits, labels, transition, self.floor))
         else:
             noisy_logits = noisy_log_posterior(logits, transition, floor=self.floor)
             if loss.of_scores:  # log(e^z T): the scores' level, which the posterior forgets
                 noisy_logits = noisy_logits + logits.logsumexp(dim=1, keepdim=True)
             values = loss.values(noisy_logits, loss.weighted(labels), *index)
-        return loss.reduce(values, labels, kept)
+        return loss.reduce(values, labels, mask)
 
 
 class BackwardCorrection(Correction):
@@ -268,7 +320,7 @@ class BackwardCorrection(Correction):
     and amplifies the loss, and its noise, by up to the condition number of T. Class weights belong to clean classes.
 
     Args:
-        transition: T, a path, or a structured T; see :class:`Correction`.
+        transition: T, see :class:`Correction`.
         num_classes: The number of classes C.
         loss: The base loss. Default: cross-entropy.
         max_condition: Refuse a T whose condition number (infinity norm: the largest absolute row sum of ``T^-1``) is
@@ -283,8 +335,6 @@ class BackwardCorrection(Correction):
         tensor(0.0613)
     """
 
-    inverse: Tensor | None
-
     def __init__(
         self,
         transition: Tensor | Transition | str | Path | None = None,
@@ -296,25 +346,22 @@ class BackwardCorrection(Correction):
         if not max_condition >= 1:
             raise BadValue(f"max_condition must be at least 1, that of the identity, got {max_condition}.")
         self.max_condition = max_condition
-        self.register_buffer("inverse", None, persistent=False)
-        self.refresh()
+        if self.T is not None:
+            self.T.factorize(max_condition)
 
-    def refresh(self) -> None:
-        """Invert T anew."""
-        if isinstance(self.transition, Transition):
-            self.transition.factorize(self.max_condition)
-        elif self.transition is not None:
-            inverse = invert_transition(self.transition, self.max_condition)
-            self.inverse = inverse if self.inverse is None else self.inverse.copy_(inverse)
+    def _begin(self, num_classes: int) -> None:
+        super()._begin(num_classes)
+        self.known_transition().factorize(self.max_condition)
 
-    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
+    def corrected(
+        self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor
+    ) -> Tensor:
         """The reduced combination of base losses; arguments as in :meth:`Correction.corrected`."""
-        transition, loss = self.known_transition(), self.loss
-        inverse = transition if self.inverse is None else self.inverse
-        if type(loss) is CrossEntropy and not labels.is_floating_point():  # which has a kernel of its own
-            return settled_backward_cross_entropy(logits, labels, kept, inverse, loss.weight, loss.reduction)
-        weights = inverse_rows(labels, inverse, torch.promote_types(logits.dtype, torch.float32))
-        return loss.reduce(loss.values(logits, loss.weighted(weights), *index), labels, kept, weighted=True)
+        loss = self.loss
+        if loss.is_cross_entropy and not labels.is_floating_point():
+            return masked_backward_cross_entropy(logits, labels, mask, transition, loss.weight, loss.reduction)
+        weights = inverse_rows(labels, transition, torch.promote_types(logits.dtype, torch.float32))
+        return loss.reduce(loss.values(logits, loss.weighted(weights), *index), labels, mask, weighted=True)
 
 
 class ImportanceReweighting(Correction):
@@ -324,7 +371,7 @@ class ImportanceReweighting(Correction):
     the label turns the noisy risk into the clean one.
 
     Args:
-        transition: T, a path, or a structured T; see :class:`Correction`.
+        transition: T, see :class:`Correction`.
         num_classes: The number of classes C.
         loss: The base loss. Default: cross-entropy.
         detach_weight: Whether beta is a constant for the gradient, as in T-Revision's first stage; its last stage
@@ -346,51 +393,53 @@ class ImportanceReweighting(Correction):
         super().__init__(transition, num_classes, loss)
         self.detach_weight = detach_weight
 
-    def corrected(self, logits: Tensor, labels: Tensor, kept: Tensor | None, *index: Tensor) -> Tensor:
+    def corrected(
+        self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor
+    ) -> Tensor:
         """The reduced reweighted base loss; arguments as in :meth:`Correction.corrected`."""
         loss = self.loss
         log_p = log_softmax(logits)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_weight):
-            beta = self._importance(logits, log_p, labels)
+            beta = importance_ratio(logits, log_p, labels, transition)
         if labels.is_floating_point():
-            return loss.reduce(loss.values(logits, loss.weighted(beta * labels), *index), labels, kept)
-        if isinstance(loss, LikelihoodLoss):
-            return loss.reduce(beta * loss.of_log_likelihood(pick(log_p, labels)), labels, kept)
-        return loss.reduce(beta * loss.values(logits, labels, *index), labels, kept)
-
-    def importance(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """``p_y / (p T)_y`` of each label.
-
-        At most ``1 / T[y, y]``; for a T that never keeps the label it may overflow, and is kept at ``e^80``.
-
-        Args:
-            logits: Scores, shape ``(N, C, d1, ...)``.
-            labels: Class indices in range ``(N, d1, ...)``, or probabilities ``(N, C, d1, ...)``: then for every label.
-
-        Returns:
-            Shape of ``labels``.
-        """
-        return self._importance(logits, log_softmax(logits), labels)
-
-    def _importance(self, logits: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
-        transition = self.known_transition()
-        if labels.is_floating_point():
-            log_ratio = log_p - noisy_log_posterior(logits, transition)
-        else:
-            log_ratio = pick(log_p, labels) - label_log_likelihood(logits, labels, transition)
-        return log_ratio.clamp(max=LARGEST_EXPONENT).exp()
+            return loss.reduce(loss.values(logits, loss.weighted(beta * labels), *index), labels, mask)
+        if isinstance(loss, LikelihoodLoss) and loss.of_likelihood:
+            return loss.reduce(beta * loss.of_log_likelihood(pick(log_p, labels)), labels, mask)
+        return loss.reduce(beta * loss.values(logits, labels, *index), labels, mask)
 
 
-def _identity(num_classes: int) -> Tensor:
+def _identity(num_classes: int) -> Transition:
     if num_classes < 2:
         raise BadValue(f"a correction needs at least 2 classes, got num_classes={num_classes}.")
-    return _by_columns(torch.eye(num_classes))
+    return DenseTransition(torch.eye(num_classes))
 
 
-def _by_columns(transition: Tensor) -> Tensor:
-    """T with its columns contiguous in memory: one column per sample is what the losses read."""
-    return transition.t().contiguous().t()
+def _name_transition(correction: Correction, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Write T under the name ``transition``, a T of one matrix as that itself."""
+    for key in [key for key in state if key.startswith(f"{prefix}T.")]:
+        name = key.removeprefix(f"{prefix}T.")
+        state[f"{prefix}transition" + ("" if name == "matrix" else f".{name}")] = state.pop(key)
 
 
-def _refresh(correction: Correction, _: Any) -> None:
-    correction.refresh()
+def _find_transition(correction: Correction, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Read T from where :func:`_name_transition` wrote it, if it is of the correction's kind and size."""
+    name, owner = f"{prefix}transition", type(correction).__name__
+    keys = [key for key in state if key == name or key.startswith(f"{name}.")]
+    saved = {key.removeprefix(f"{name}.") if key != name else "matrix": state.pop(key) for key in keys}
+    if not saved or not correction.uses_transition:  # a NoCorrection used to carry a T
+        return
+    if correction.T is None and "matrix" in saved:
+        correction.initialize(len(saved["matrix"]))
+    transition = correction.known_transition()
+    if saved.keys() != transition.state_dict().keys():
+        raise BadValue(
+            f"the checkpoint's T is made of {', '.join(saved)}, but this {owner}'s {type(transition).__name__} is made "
+            f"of {', '.join(transition.state_dict())}: build the model with the T that it was trained with."
+        )
+    if "matrix" in saved and len(saved["matrix"]) != transition.num_classes:
+        raise BadValue(
+            f"the checkpoint's T is for {len(saved['matrix'])} classes but this {owner} is for"
+            f" {transition.num_classes}: build the model for the number of classes that it was trained with."
+        )
+    state.update({f"{prefix}T.{part}": value for part, value in saved.items()})
+    correction.has_transition = True

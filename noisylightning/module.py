@@ -138,6 +138,16 @@ class NoisyLabelClassifier(LightningModule):
         """Return the logits of the clean classes, ``(N, C)``."""
         return self.backbone(inputs)
 
+    def on_fit_start(self) -> None:
+        """Refuse a correction that would train without a T, unless a callback is to give it one.
+
+        Raises:
+            RuntimeError: If neither the correction nor a callback has a T.
+        """
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(getattr(callback, "provides_transition", False) for callback in callbacks):
+            self.correction.require_transition()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the corrected loss on the noisy labels."""
         return self._noisy_step(batch, self.train_metrics)

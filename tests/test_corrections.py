@@ -23,7 +23,14 @@ from noisylightning.corrections import (
     NoCorrection,
 )
 from noisylightning.losses import CrossEntropy, FocalLoss, LabelSmoothing, Loss, MeanAbsoluteError, SquareLoss
-from noisylightning.transition import SymmetricTransition, pairflip, symmetric
+from noisylightning.transition import (
+    DenseTransition,
+    SparseTransition,
+    SymmetricTransition,
+    Transition,
+    pairflip,
+    symmetric,
+)
 
 ALL = [NoCorrection, ForwardCorrection, BackwardCorrection, ImportanceReweighting]
 WITH_T = ALL[1:]
@@ -38,6 +45,11 @@ def random_problem(samples=6, classes=4, seed=0):
     noise = torch.rand(classes, classes, generator=generator, dtype=torch.float64)
     transition = noise / noise.sum(1, keepdim=True) * 0.4 + 0.6 * torch.eye(classes, dtype=torch.float64)
     return logits, target, transition
+
+
+def made(kind, transition, **kwargs):
+    """A correction with T; the baseline has none."""
+    return kind(transition, **kwargs) if kind.uses_transition else kind(**kwargs)
 
 
 def softmax(logits):
@@ -62,7 +74,7 @@ def test_each_formula_agrees_with_numpy(seed, classes):
         ImportanceReweighting: p[rows, y] / (p @ t)[rows, y] * nll[rows, y],
     }
     for kind, values in expected.items():
-        got = kind(transition, loss=CrossEntropy(reduction="none"))(logits, target)
+        got = made(kind, transition, loss=CrossEntropy(reduction="none"))(logits, target)
         np.testing.assert_allclose(got.numpy(), values, rtol=1e-12, atol=1e-12)
 
 
@@ -78,7 +90,7 @@ def test_soft_targets_are_expectations_over_hard_ones():
     logits, _, transition = random_problem()
     soft = random_problem(seed=1)[0].softmax(1)
     for kind in ALL:
-        correction = kind(transition, loss=CrossEntropy(reduction="none"))
+        correction = made(kind, transition, loss=CrossEntropy(reduction="none"))
         each = torch.stack([correction(logits, torch.full((6,), label)) for label in range(4)], 1)
         torch.testing.assert_close(correction(logits, soft), (soft * each).sum(1))
 
@@ -158,10 +170,11 @@ def test_starts_as_the_base_loss_and_is_initialised_once(kind):
     torch.testing.assert_close(correction(logits, target), F.cross_entropy(logits, target))
     with pytest.raises(ValueError, match="is for 4 classes but 5 are asked for"):
         correction.initialize(5)
-    assert torch.equal(correction.transition, torch.eye(4))
+    if kind is not NoCorrection:
+        assert torch.equal(correction.transition, torch.eye(4))
 
 
-@every
+@with_transition
 def test_set_transition_writes_in_place(kind):
     logits, target, transition = random_problem()
     correction = kind(num_classes=4).double()
@@ -172,7 +185,7 @@ def test_set_transition_writes_in_place(kind):
     assert torch.equal(correction.transition, transition)
 
 
-@every
+@with_transition
 def test_set_transition_initialises(kind):
     correction = kind()
     correction.set_transition(symmetric(3, 0.2))
@@ -184,10 +197,10 @@ def test_noisy_log_posterior_is_what_the_network_says_about_the_noisy_label(kind
     logits, _, transition = random_problem()
     p = logits.softmax(1)
     expected = p if kind is NoCorrection else p @ transition
-    torch.testing.assert_close(kind(transition).noisy_log_posterior(logits), expected.log())
+    torch.testing.assert_close(made(kind, transition).noisy_log_posterior(logits), expected.log())
 
 
-@every
+@with_transition
 def test_a_checkpoint_holds_plain_tensors_and_everything_derived_follows(kind):
     logits, target, transition = random_problem()
     trained = kind(transition)
@@ -204,7 +217,7 @@ def test_a_checkpoint_holds_plain_tensors_and_everything_derived_follows(kind):
     assert torch.equal(model[1](logits, target), trained(logits, target))
 
 
-@every
+@with_transition
 def test_columns_stay_contiguous_through_copies_moves_and_loads(kind):
     """One column of T is read per sample: a row-major T would make that slow, silently."""
     correction = kind(symmetric(5, 0.2))
@@ -216,12 +229,12 @@ def test_columns_stay_contiguous_through_copies_moves_and_loads(kind):
 @every
 def test_pickles_for_spawned_processes(kind):
     logits, target, transition = random_problem()
-    correction = kind(transition)
+    correction = made(kind, transition)
     again = pickle.loads(pickle.dumps(correction))
     assert torch.equal(again(logits, target), correction(logits, target))
 
 
-@every
+@with_transition
 def test_a_path_will_do(kind, tmp_path):
     _, _, transition = random_problem()
     np.save(tmp_path / "T.npy", transition.numpy())
@@ -230,7 +243,7 @@ def test_a_path_will_do(kind, tmp_path):
         torch.testing.assert_close(correction.transition, transition.float().double())
 
 
-@every
+@with_transition
 def test_from_yaml(kind, tmp_path):
     np.savetxt(tmp_path / "T.csv", symmetric(3, 0.2).numpy(), delimiter=",")
     parser = ArgumentParser(exit_on_error=False)
@@ -247,7 +260,123 @@ def test_from_yaml(kind, tmp_path):
     structured["init_args"] = {"num_classes": 3, "rate": 0.2}
     config = parser.parse_object({"correction": {"class_path": path, "init_args": {"transition": structured}}})
     built = getattr(parser, "instantiate", parser.instantiate_classes)(config).correction
-    assert isinstance(built.transition, SymmetricTransition)
+    assert isinstance(built.T, SymmetricTransition)
+
+
+def test_the_baseline_carries_no_transition():
+    correction = NoCorrection(num_classes=3)
+    assert correction.T is correction.transition is None
+    assert not correction.state_dict()
+    correction.load_state_dict({"transition": torch.eye(3)})  # written when it still carried one
+    correction.load_state_dict({"transition.rate": torch.tensor(0.2)})
+    assert correction.T is None
+    correction.require_transition()
+
+
+@with_transition
+def test_who_was_given_a_transition_knows(kind, tmp_path):
+    """In each way that there is; and without, one sentence names the ways."""
+    np.save(tmp_path / "T.npy", symmetric(3, 0.2).numpy())
+    given = symmetric(3, 0.2), tmp_path / "T.npy", SymmetricTransition(3, 0.2), torch.eye(3)
+    for correction in (kind(transition) for transition in given):
+        correction.require_transition()
+        copy.deepcopy(correction).require_transition()
+    set_later, loaded, empty = kind(num_classes=3), kind(num_classes=3), kind()
+    set_later.set_transition(symmetric(3, 0.2))
+    loaded.load_state_dict(set_later.state_dict())
+    nn.Sequential(empty).load_state_dict(nn.Sequential(set_later).state_dict())
+    for correction in (set_later, loaded, empty):
+        correction.require_transition()
+        torch.testing.assert_close(correction.transition, symmetric(3, 0.2))
+    for correction in (kind(), kind(num_classes=3)):
+        with pytest.raises(RuntimeError, match=r"transition=.*EstimateTransitionCallback.*KnownTransitionCallback"):
+            correction.require_transition()
+
+
+@with_transition
+def test_a_state_names_a_structured_transition_part_by_part(kind):
+    logits, target, transition = random_problem()
+    trained = kind(SparseTransition(transition.to_sparse()))
+    state = trained.state_dict()
+    assert sorted(state) == ["transition.columns.index", "transition.columns.start", "transition.columns.value"]
+    model = nn.ModuleDict({"correction": kind(SparseTransition(torch.eye(4).double().to_sparse()))})
+    model.load_state_dict({f"correction.{name}": value for name, value in state.items()})
+    assert torch.equal(model["correction"](logits, target), trained(logits, target))
+    for one, other in ((trained, kind(transition)), (kind(transition), trained)):
+        before = one(logits, target)
+        with pytest.raises(ValueError, match="build the model with the T that it was trained with"):
+            one.load_state_dict(other.state_dict())
+        assert torch.equal(one(logits, target), before)
+
+
+# --- T that learns, T of the sample --------------------------------------------------------------------------------
+
+
+@with_transition
+def test_a_parameter_is_trained_and_what_derives_from_it_follows(kind):
+    logits, target, transition = random_problem(samples=40)
+    settings = {"detach_weight": False} if kind is ImportanceReweighting else {}
+    parameter = nn.Parameter(transition.clone())
+    correction = kind(parameter, **settings)
+    assert [id(one) for one in correction.parameters()] == [id(parameter)]
+    assert list(correction.state_dict()) == ["transition"]
+    optimizer = torch.optim.SGD(correction.parameters(), lr=1e-6)  # no row may leave its sum
+    for _ in range(3):
+        fixed = kind(parameter.detach().clone(), **settings)
+        value = correction(logits, target)
+        torch.testing.assert_close(value, fixed(logits, target))
+        optimizer.zero_grad()
+        value.backward()
+
+        def loss(matrix):
+            return torch.func.functional_call(correction, {"T.matrix": matrix}, (logits, target))
+
+        assert torch.autograd.gradcheck(loss, parameter.detach().clone().requires_grad_())
+        assert parameter.grad.abs().sum() > 0
+        optimizer.step()
+    torch.testing.assert_close(correction(logits, target), kind(parameter.detach(), **settings)(logits, target))
+
+
+def test_a_tensor_that_wants_a_gradient_but_would_not_get_one_is_refused():
+    with pytest.raises(ValueError, match=r"pass nn.Parameter\(T\) to train it, T.detach\(\) to keep it fixed"):
+        ForwardCorrection(torch.eye(3).requires_grad_())
+
+
+class OfTheSample(Transition):
+    """Symmetric noise whose rate is one number for a batch, the mean of the samples' only feature."""
+
+    needs_features = True
+
+    def at(self, features, index):
+        return DenseTransition.view(symmetric(self.num_classes, float(features.mean()), dtype=torch.float64))
+
+    def penalty(self):
+        raise AssertionError("it is asked of the T of the samples")
+
+
+def test_a_transition_may_depend_on_the_sample():
+    logits, target, _ = random_problem()
+    features = torch.linspace(0.1, 0.3, 6).unsqueeze(1)
+    correction = ForwardCorrection(OfTheSample(4))
+    expected = ForwardCorrection(symmetric(4, float(features.mean()), dtype=torch.float64))
+    assert torch.equal(correction(logits, target, features=features), expected(logits, target))
+    posterior = correction.noisy_log_posterior(logits, features=features)
+    assert torch.equal(posterior, expected.noisy_log_posterior(logits))
+    single = ForwardCorrection(symmetric(4, float(features[0]), dtype=torch.float64))(logits[0], target[0])
+    assert torch.equal(correction(logits[0], target[0], features=features[0]), single)
+    with pytest.raises(RuntimeError, match="OfTheSample depends on the sample"):
+        correction(logits, target)
+
+
+def test_the_penalty_of_a_transition_is_part_of_the_training_loss():
+    class Penalised(DenseTransition):
+        def penalty(self):
+            return self.matrix.logdet()
+
+    logits, target, transition = random_problem()
+    correction, plain = ForwardCorrection(Penalised(transition)), ForwardCorrection(transition)
+    torch.testing.assert_close(correction(logits, target), plain(logits, target) + transition.logdet())
+    assert torch.equal(correction.eval()(logits, target), plain(logits, target))
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -339,6 +468,7 @@ def test_autocast(kind, dtype):
         (lambda: ForwardCorrection(SymmetricTransition(3, 0.1), num_classes=4), ValueError, "for 3 classes but 4"),
         (lambda: ForwardCorrection(num_classes=3).set_transition(torch.eye(4)), ValueError, "4 classes but 3"),
         (lambda: ForwardCorrection(SymmetricTransition(3, 0.1)).set_transition(torch.eye(3)), TypeError, "SymmetricTr"),
+        (lambda: NoCorrection(num_classes=3).set_transition(torch.eye(3)), TypeError, "uses no T"),
         (
             lambda: BackwardCorrection(torch.full((2, 2), 0.5)),
             ValueError,

@@ -1,6 +1,7 @@
 """What the callback does to a LightningModule that somebody else wrote: it brings the correction in, first of all."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -8,9 +9,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from noisylightning.corrections import Correction, NoCorrection
+from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue
-from noisylightning.losses import CrossEntropy
 
 
 def require_use_of_transition(module: nn.Module, name: str) -> None:
@@ -20,9 +20,10 @@ def require_use_of_transition(module: nn.Module, name: str) -> None:
         ValueError: If it has neither.
     """
     found, owner = getattr(module, name, None), type(module).__name__
-    if isinstance(found, NoCorrection):
+    if isinstance(found, Correction) and not found.uses_transition:
         raise BadValue(
-            f"{owner}.{name} is NoCorrection, so stage two would not use T: choose ForwardCorrection or another."
+            f"{owner}.{name} is {type(found).__name__}, so stage two would not use T: choose ForwardCorrection or"
+            " another."
         )
     if not isinstance(found, Correction) and not callable(getattr(module, "on_transition_estimated", None)):
         raise BadValue(
@@ -56,7 +57,8 @@ def attach(correction: Correction, module: nn.Module, name: str) -> Callable[[],
     def corrected(input: Tensor, target: Tensor, *index: Tensor) -> Tensor:  # names by which torch's losses are called
         nonlocal called
         called = called or torch.is_grad_enabled()  # so not in validation
-        if next(correction.buffers(), input).device != input.device:  # the module moves without it
+        tensors = chain(correction.parameters(), correction.buffers())
+        if next(tensors, input).device != input.device:  # the module moves without it
             correction.to(input.device)
         return correction(input, target, *index)
 
@@ -86,7 +88,7 @@ def _compare_shapes(module: nn.Module, state: dict[str, Any], prefix: str, *_: A
 
 def _warn_of_lost_settings(criterion: object, correction: Correction, name: str) -> None:
     """Say which settings of torch's cross-entropy the correction, which takes its place, does not have."""
-    if not isinstance(criterion, nn.CrossEntropyLoss) or type(correction.loss) is not CrossEntropy:
+    if not isinstance(criterion, nn.CrossEntropyLoss) or not correction.loss.is_cross_entropy:
         return  # another base loss was chosen on purpose
     plain = nn.CrossEntropyLoss()
     for setting in ("weight", "ignore_index", "reduction", "label_smoothing"):

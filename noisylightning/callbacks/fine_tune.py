@@ -9,8 +9,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from noisylightning import internals
-from noisylightning.corrections import Correction
+from noisylightning.corrections import Correction, NoCorrection
 from noisylightning.errors import BadValue
+from noisylightning.transition import DenseTransition
 
 
 class FineTuneOnTrusted(Callback):
@@ -61,7 +62,8 @@ class FineTuneOnTrusted(Callback):
                 " fine-tuning takes the last epochs."
             )
         correction = getattr(pl_module, "correction", None)
-        if not isinstance(correction, Correction) or not isinstance(correction.transition, Tensor):
+        dense = isinstance(correction, Correction) and isinstance(correction.T, DenseTransition)
+        if not dense and not isinstance(correction, NoCorrection):
             raise BadValue(
                 f"FineTuneOnTrusted needs a correction with a dense T at {type(pl_module).__name__}.correction."
             )
@@ -113,7 +115,7 @@ class FineTuneOnTrusted(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set T aside before the first trusted batch."""
-        if self.began and self._noisy_transition is None:
+        if self.began and self._noisy_transition is None and pl_module.correction.uses_transition:  # type: ignore[union-attr]
             transition: Tensor = pl_module.correction.transition  # type: ignore[union-attr, assignment]
             self._noisy_transition = transition.clone()
             pl_module.correction.set_transition(torch.eye(len(transition)).to(transition))  # type: ignore[union-attr, operator]

@@ -17,6 +17,8 @@ class KnownTransitionCallback(Callback):
         >>> trainer = Trainer(callbacks=[KnownTransitionCallback()], logger=False, enable_checkpointing=False)
     """
 
+    provides_transition = True  # so that a correction without T is not refused
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set T.
 

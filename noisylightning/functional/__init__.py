@@ -1,6 +1,5 @@
-"""Pure tensor mathematics: corrected and base losses as functions."""
+"""Pure tensor mathematics: corrected and base losses, and what a posterior and T say, as functions."""
 
-from noisylightning.functional._protocol import StructuredTransition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.checks import validate_target
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
@@ -23,27 +22,33 @@ from noisylightning.functional.losses import (
     truncated_generalized_cross_entropy,
     unhinged_loss,
 )
+from noisylightning.functional.posterior import clean_log_posterior, importance_weights
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
+from noisylightning.tensors import expectation, log_softmax, pick
 from noisylightning.transition import invert_transition
 
 __all__ = [
-    "StructuredTransition",
     "backward_cross_entropy",
     "bi_tempered_loss",
+    "clean_log_posterior",
     "early_learning_regularization",
+    "expectation",
     "focal_loss",
     "forward_cross_entropy",
     "generalized_cross_entropy",
     "hard_bootstrap",
+    "importance_weights",
     "inverse_rows",
     "invert_transition",
     "label_loss",
     "label_smoothing",
+    "log_softmax",
     "log_tempered_softmax",
     "mean_absolute_error",
     "noisy_log_likelihood",
     "noisy_log_posterior",
     "normalized_cross_entropy",
+    "pick",
     "ramp_loss",
     "reverse_cross_entropy",
     "savage_loss",

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from noisylightning.errors import BadType, BadValue
-from noisylightning.functional._protocol import StructuredTransition
 from noisylightning.tensors import values_readable
+from noisylightning.transition import Transition
 
 
 def check_inputs(logits: Tensor, target: Tensor) -> None:
@@ -63,7 +63,7 @@ def validate_target(target: Tensor, num_classes: int, ignore_index: int = -100) 
         >>> validate_target(torch.tensor([0, 3]), num_classes=3)
         Traceback (most recent call last):
         ...
-        ValueError: target holds label 3 but there are 3 classes: labels run from 0 to 2, and -100 (ignore_index) ...
+        noisylightning.errors.BadValue: target holds label 3 but there are 3 classes: labels run ...
     """
     if target.numel() == 0:
         return
@@ -88,46 +88,16 @@ def validate_target(target: Tensor, num_classes: int, ignore_index: int = -100) 
         raise BadValue(f"a soft target holds {float(target.min()):.6g}: probabilities cannot be negative.")
 
 
-def check_transition(transition: Tensor | StructuredTransition, logits: Tensor) -> None:
-    """Raise unless T goes with the logits; its values are not read (see ``transition.validate_transition``).
-
-    Args:
-        transition: T, shape ``(C, C)``, or a structured T.
-        logits: Scores, shape ``(C,)`` or ``(N, C, d1, ...)``.
-
-    Raises:
-        TypeError: T is no floating tensor.
-        ValueError: T is not square, of another C, or on another device.
-    """
-    classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
-    if not isinstance(transition, Tensor):
-        if transition.num_classes != classes:
-            raise BadValue(f"T is for {transition.num_classes} classes but logits have {classes}.")
-        return
-    if not transition.is_floating_point():
-        raise BadType(f"the transition matrix must be a floating tensor, got {transition.dtype}.")
-    if transition.shape != (classes, classes):
-        raise BadValue(
-            f"logits with {classes} classes need a transition matrix of shape {(classes, classes)}, got "
-            f"{tuple(transition.shape)}."
-        )
-    if transition.device != logits.device:
-        raise BadValue(
-            f"the transition matrix is on {transition.device} but the logits are on {logits.device}: move it with "
-            ".to(), or use a correction module, which moves it with the model."
-        )
-
-
 def check_arguments(
     logits: Tensor,
     target: Tensor,
-    transition: Tensor | StructuredTransition,
+    transition: Transition,
     weight: Tensor | None,
     label_smoothing: float,
 ) -> None:
     """Raise on whatever a functional corrected loss cannot be computed from, but for the values of its target."""
     check_inputs(logits, target)
-    check_transition(transition, logits)
+    transition.check_logits(logits)
     classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
     if weight is not None and weight.shape != (classes,):
         raise BadValue(f"weight has shape {tuple(weight.shape)} but logits have {classes} classes.")
@@ -135,8 +105,8 @@ def check_arguments(
         raise BadValue(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
 
 
-def settle_target(target: Tensor, num_classes: int, ignore_index: int = -100) -> tuple[Tensor, Tensor | None]:
-    """Make the labels fit to be looked up; on the CPU, check their values too.
+def mask_ignored(target: Tensor, num_classes: int, ignore_index: int = -100) -> tuple[Tensor, Tensor | None]:
+    """Put class 0 where a label is to be ignored, so that all can be looked up; on the CPU, check their values too.
 
     Args:
         target: Class indices of any shape, or probabilities ``(N, C, d1, ...)``.
@@ -144,15 +114,15 @@ def settle_target(target: Tensor, num_classes: int, ignore_index: int = -100) ->
         ignore_index: The index that marks an entry without a label.
 
     Returns:
-        The target with class 0 in place of ``ignore_index``, and a mask of the labels that count: None where all do.
+        The labels, with class 0 in place of ``ignore_index``, and the mask of those that count: None where all do.
 
     Raises:
         ValueError: As :func:`validate_target`, on the CPU.
 
     Example:
-        >>> settle_target(torch.tensor([2, -100]), num_classes=3)
+        >>> mask_ignored(torch.tensor([2, -100]), num_classes=3)
         (tensor([2, 0]), tensor([ True, False]))
-        >>> settle_target(torch.tensor([2, 1]), num_classes=3)
+        >>> mask_ignored(torch.tensor([2, 1]), num_classes=3)
         (tensor([2, 1]), None)
     """
     on_cpu = target.is_cpu and values_readable(target)
@@ -168,5 +138,5 @@ def settle_target(target: Tensor, num_classes: int, ignore_index: int = -100) ->
             validate_target(target, num_classes, ignore_index)
         elif not low <= ignore_index <= high:
             return target, None
-    kept = target != ignore_index
-    return target.masked_fill(~kept, 0), kept
+    mask = target != ignore_index
+    return target.masked_fill(~mask, 0), mask

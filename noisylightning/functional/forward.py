@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from noisylightning.errors import BadValue
-from noisylightning.functional._protocol import StructuredTransition
-from noisylightning.functional.checks import check_arguments, check_inputs, check_transition, settle_target
+from noisylightning.functional.checks import check_arguments, check_inputs, mask_ignored
 from noisylightning.functional.reduction import Reduction, reduce_values, weigh
-from noisylightning.kernels import cross_entropy as kernels
-from noisylightning.tensors import class_last, expectation, log_softmax
+from noisylightning.tensors import class_last, expectation
+from noisylightning.transition import Transition, as_transition
 
 
 def noisy_log_likelihood(
     logits: Tensor,
     target: Tensor,
-    transition: Tensor | StructuredTransition,
+    transition: Tensor | Transition | str | Path,
     *,
     ignore_index: int = -100,
     floor: float = 0.0,
@@ -30,8 +30,9 @@ def noisy_log_likelihood(
     Args:
         logits: Scores, shape ``(N, C, d1, ...)``; ``p`` is their softmax.
         target: Class indices, shape ``(N, d1, ...)``.
-        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, shape ``(C, C)``, or a structured T. A
-            dense T is read fastest when its columns lie contiguous in memory: ``T.t().contiguous().t()``.
+        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, a tensor ``(C, C)``, a
+            file's path or a :class:`~noisylightning.transition.Transition`. A tensor is read fastest when its columns
+            lie contiguous in memory: ``T.t().contiguous().t()``.
         ignore_index: Entries with this index get the likelihood of class 0.
         floor: Likelihoods below it count as it, without gradient. Where ``(p T)_y`` is zero, which is where column
             ``y`` of T is, the default 0 gives minus infinity.
@@ -47,49 +48,46 @@ def noisy_log_likelihood(
         >>> noisy_log_likelihood(torch.tensor([[-1e4, 0.0]]), torch.tensor([0]), transition)
         tensor([-10000.2227])
     """
+    transition = as_transition(transition, copy=False)
     check_inputs(logits, target)
-    check_transition(transition, logits)
-    labels, _ = settle_target(target, logits.shape[1], ignore_index)
+    transition.check_logits(logits)
+    labels, _ = mask_ignored(target, logits.shape[1], ignore_index)
     return label_log_likelihood(logits, labels, transition, floor)
 
 
-def label_log_likelihood(
-    logits: Tensor, labels: Tensor, transition: Tensor | StructuredTransition, floor: float = 0.0
-) -> Tensor:
+def label_log_likelihood(logits: Tensor, labels: Tensor, transition: Transition, floor: float = 0.0) -> Tensor:
     """:func:`noisy_log_likelihood` of labels that have been checked, none of them ignored."""
-    rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
-    if isinstance(transition, Tensor):
-        log_q = kernels.log_likelihood(rows, flat, transition.t())
-    else:
-        log_q = transition.log_likelihood(log_softmax(rows), flat)
-    return _floored(log_q if logits.ndim == 2 else log_q.view(labels.shape), floor)
+    if logits.ndim == 2:
+        return _floored(transition.log_likelihood(logits, labels), floor)
+    return _floored(transition.log_likelihood(class_last(logits), labels.flatten()).view(labels.shape), floor)
 
 
-def settled_forward_cross_entropy(
+def masked_forward_cross_entropy(
     logits: Tensor,
     labels: Tensor,
-    kept: Tensor | None,
-    transition: Tensor | StructuredTransition,
+    mask: Tensor | None,
+    transition: Transition,
     weight: Tensor | None,
     reduction: Reduction,
     floor: float,
 ) -> Tensor:
-    """:func:`forward_cross_entropy` of class indices that have been settled."""
-    if kept is None and weight is None and reduction == "mean" and floor == 0 and isinstance(transition, Tensor):
+    """:func:`forward_cross_entropy` of class indices that have been checked, and those to be ignored masked."""
+    if mask is None and weight is None and reduction == "mean" and floor == 0:
         rows, flat = (logits, labels) if logits.ndim == 2 else (class_last(logits), labels.flatten())
-        return kernels.mean_cross_entropy(rows, flat, transition.t())
+        return transition.mean_cross_entropy(rows, flat)
     values = -label_log_likelihood(logits, labels, transition, floor)
-    return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction)
+    return reduce_values(values, labels, mask=mask, weight=weight, reduction=reduction)
 
 
-def noisy_log_posterior(logits: Tensor, transition: Tensor | StructuredTransition, *, floor: float = 0.0) -> Tensor:
+def noisy_log_posterior(logits: Tensor, transition: Tensor | Transition | str | Path, *, floor: float = 0.0) -> Tensor:
     """``log p T``: what the network says about every noisy label, exact where ``softmax(logits) @ T`` underflows.
 
     Costs a product with the whole T; the loss of a given label needs :func:`noisy_log_likelihood` only.
 
     Args:
         logits: Scores, shape ``(N, C, d1, ...)``.
-        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, shape ``(C, C)``, or a structured T.
+        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``: a tensor ``(C, C)``, a file's path or
+            a :class:`~noisylightning.transition.Transition`.
         floor: Probabilities below it count as it, without gradient; at 0, an impossible label has minus infinity.
 
     Returns:
@@ -100,11 +98,7 @@ def noisy_log_posterior(logits: Tensor, transition: Tensor | StructuredTransitio
         >>> noisy_log_posterior(torch.zeros(1, 2), torch.tensor([[0.8, 0.2], [0.0, 1.0]])).exp()
         tensor([[0.4000, 0.6000]])
     """
-    log_p = log_softmax(class_last(logits))
-    if isinstance(transition, Tensor):  # noqa: SIM108
-        value = kernels.log_matmul(log_p, transition)
-    else:
-        value = transition.log_posterior(log_p)
+    value = as_transition(transition, copy=False).log_posterior(class_last(logits))
     if logits.ndim > 2:
         value = value.unflatten(0, logits.shape[:1] + logits.shape[2:]).movedim(-1, 1)
     return _floored(value, floor)
@@ -113,7 +107,7 @@ def noisy_log_posterior(logits: Tensor, transition: Tensor | StructuredTransitio
 def forward_cross_entropy(
     logits: Tensor,
     target: Tensor,
-    transition: Tensor | StructuredTransition,
+    transition: Tensor | Transition | str | Path,
     *,
     weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -130,8 +124,9 @@ def forward_cross_entropy(
     Args:
         logits: Scores, shape ``(C,)`` or ``(N, C, d1, ...)``.
         target: Noisy labels: class indices, shape ``()`` or ``(N, d1, ...)``, or probabilities, shaped as ``logits``.
-        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, shape ``(C, C)``, or a structured T. A
-            dense T is read fastest when its columns lie contiguous in memory: ``T.t().contiguous().t()``.
+        transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, a tensor ``(C, C)``, a
+            file's path or a :class:`~noisylightning.transition.Transition`. A tensor is read fastest when its columns
+            lie contiguous in memory: ``T.t().contiguous().t()``.
         weight: One factor per (noisy) class, shape ``(C,)``.
         ignore_index: Class indices with this value count nothing.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -154,6 +149,7 @@ def forward_cross_entropy(
         >>> forward_cross_entropy(logits, torch.tensor([0, 1]), transition)
         tensor(0.5990)
     """
+    transition = as_transition(transition, copy=False)
     check_arguments(logits, target, transition, weight, label_smoothing)
     if logits.ndim == 1:
         loss = forward_cross_entropy(
@@ -167,7 +163,7 @@ def forward_cross_entropy(
             floor=floor,
         )
         return loss.reshape(())
-    labels, kept = settle_target(target, logits.shape[1], ignore_index)
+    labels, mask = mask_ignored(target, logits.shape[1], ignore_index)
     if target.is_floating_point():
         smoothed = (1 - label_smoothing) * target + label_smoothing / target.shape[1]
         values = expectation(-noisy_log_posterior(logits, transition, floor=floor), weigh(smoothed, weight))
@@ -181,7 +177,7 @@ def forward_cross_entropy(
             label_smoothing=label_smoothing,
         )
     else:
-        return settled_forward_cross_entropy(logits, labels, kept, transition, weight, reduction, floor)
+        return masked_forward_cross_entropy(logits, labels, mask, transition, weight, reduction, floor)
     return reduce_values(values, labels, reduction=reduction)
 
 

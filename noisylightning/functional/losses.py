@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from noisylightning.errors import BadValue
-from noisylightning.functional.checks import check_inputs, settle_target
+from noisylightning.functional.checks import check_inputs, mask_ignored
 from noisylightning.functional.reduction import Reduction, reduce_values, weigh
 from noisylightning.tensors import expectation, pick
 
@@ -61,10 +61,10 @@ def label_loss(
         tensor([1.5000, 3.0000])
     """
     check_inputs(losses, target)
-    labels, kept = settle_target(target, losses.shape[1], ignore_index)
+    labels, mask = mask_ignored(target, losses.shape[1], ignore_index)
     soft = labels.is_floating_point()
     values = expectation(losses, weigh(labels, weight)) if soft else pick(losses, labels)
-    return reduce_values(values, labels, kept=kept, weight=weight, reduction=reduction)
+    return reduce_values(values, labels, mask=mask, weight=weight, reduction=reduction)
 
 
 def check_interval(name: str, value: float, interval: str, meaning: str) -> None:
@@ -83,7 +83,7 @@ def check_interval(name: str, value: float, interval: str, meaning: str) -> None
         >>> check_interval("beta", 1.5, "[0, 1]", "the share of the given label")
         Traceback (most recent call last):
         ...
-        ValueError: beta must lie in [0, 1], got 1.5: it is the share of the given label.
+        noisylightning.errors.BadValue: beta must lie in [0, 1], got 1.5: it is the share of the given label.
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value > low or (interval[0] == "[" and value == low)

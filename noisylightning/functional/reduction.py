@@ -33,7 +33,7 @@ def reduce_values(
     values: Tensor,
     labels: Tensor,
     *,
-    kept: Tensor | None = None,
+    mask: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: Reduction = "mean",
     weighted: bool = False,
@@ -44,7 +44,7 @@ def reduce_values(
         values: Losses, shape ``(N, d1, ...)``.
         labels: Class indices of the same shape, none of them ignored, or probabilities ``(N, C, d1, ...)``.
             Probabilities have carried their class weights into ``values`` already, so that ``weight`` does nothing.
-        kept: Which values count, same shape as ``values``. Default: all.
+        mask: Which values count, same shape as ``values``. Default: all.
         weight: One factor per class, shape ``(C,)``. The mean divides by the sum of the factors.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         weighted: Whether ``values`` carry the class weights already, so that they enter the mean's divisor alone.
@@ -55,16 +55,16 @@ def reduce_values(
     Example:
         >>> import torch
         >>> values, labels = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 1, 0])
-        >>> reduce_values(values, labels, kept=torch.tensor([True, True, False]))
+        >>> reduce_values(values, labels, mask=torch.tensor([True, True, False]))
         tensor(1.5000)
     """
     factor = None
     if weight is not None and not labels.is_floating_point():
         factor = weight.to(values.dtype)[labels]
         values = values if weighted else values * factor
-    if kept is not None:
-        values = values.masked_fill(~kept, 0)
-        factor = kept.to(values.dtype) if factor is None else factor * kept
+    if mask is not None:
+        values = values.masked_fill(~mask, 0)
+        factor = mask.to(values.dtype) if factor is None else factor * mask
     if reduction == "none":
         return values
     if reduction == "sum":

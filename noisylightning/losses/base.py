@@ -1,16 +1,15 @@
 """What a base loss is: a vector l(p) with one entry per label, from which every correction is built."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from noisylightning.errors import BadValue
-from noisylightning.functional.checks import check_inputs, settle_target, validate_target
+from noisylightning.functional.checks import check_inputs, mask_ignored, validate_target
 from noisylightning.functional.reduction import Reduction, reduce_values, weigh
-from noisylightning.tensors import expectation as expectation
-from noisylightning.tensors import log_softmax, pick, values_readable
+from noisylightning.tensors import expectation, log_softmax, pick, values_readable
 
 
 class Loss(nn.Module):
@@ -39,6 +38,12 @@ class Loss(nn.Module):
     """Whether the loss sees the scores themselves, and not only ``softmax(logits)``, which a shift leaves alone."""
     needs_index: ClassVar[bool] = False
     """Whether the methods take the samples' positions in the data set as a further argument ``index``."""
+    of_likelihood: ClassVar[bool] = False
+    """Whether ``of_log_likelihood``, a function of the label's ``log p_y`` alone, says all about the loss.
+
+    Like :attr:`is_cross_entropy` it is inherited until one of the methods that it speaks of is overridden."""
+    is_cross_entropy: ClassVar[bool] = False
+    """Whether the loss is ``-log p_y``, weighted and reduced as here, so that the compiled kernel serves it."""
 
     weight: Tensor | None
 
@@ -61,6 +66,17 @@ class Loss(nn.Module):
         self.reduction: Reduction = reduction
         self._target_checked = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        values = ("vector", "values", "weighted")
+        for flag, methods in (
+            ("of_likelihood", values),
+            ("is_cross_entropy", (*values, "of_log_likelihood", "reduce")),
+        ):
+            said = next(parent for parent in cls.__mro__ if flag in vars(parent))
+            if any(getattr(cls, name, None) is not getattr(said, name, None) for name in methods):
+                setattr(cls, flag, False)
+
     def vector(self, logits: Tensor) -> Tensor:
         """The loss for every label.
 
@@ -77,8 +93,8 @@ class Loss(nn.Module):
 
         Args:
             logits: Scores, shape ``(N, C, d1, ...)``.
-            labels: Class indices ``(N, d1, ...)``, none of them ignored (see :meth:`settle`), or probabilities ``q`` of
-                shape ``(N, C, d1, ...)``, whose loss is the expectation ``sum_j q_j l_j``.
+            labels: Class indices ``(N, d1, ...)``, none of them ignored (see :meth:`check_and_mask`), or probabilities
+                ``q`` of shape ``(N, C, d1, ...)``, whose loss is the expectation ``sum_j q_j l_j``.
 
         Returns:
             Shape ``(N, d1, ...)``.
@@ -86,19 +102,19 @@ class Loss(nn.Module):
         vector = self.vector(logits)
         return expectation(vector, labels) if labels.is_floating_point() else pick(vector, labels)
 
-    def reduce(self, values: Tensor, labels: Tensor, kept: Tensor | None = None, *, weighted: bool = False) -> Tensor:
+    def reduce(self, values: Tensor, labels: Tensor, mask: Tensor | None = None, *, weighted: bool = False) -> Tensor:
         """Weight, mask and reduce :meth:`values` as :func:`torch.nn.functional.cross_entropy` does.
 
         Args:
             values: Losses, shape ``(N, d1, ...)``.
             labels: Class indices of the same shape, or probabilities, whose values carry the class weights already.
-            kept: Which values count. Default: all.
+            mask: Which values count. Default: all.
             weighted: Whether the values of class indices carry the class weights too.
 
         Returns:
             A scalar, or shape ``(N, d1, ...)`` for ``reduction="none"``.
         """
-        return reduce_values(values, labels, kept=kept, weight=self.weight, reduction=self.reduction, weighted=weighted)
+        return reduce_values(values, labels, mask=mask, weight=self.weight, reduction=self.reduction, weighted=weighted)
 
     def forward(self, logits: Tensor, target: Tensor, *index: Tensor) -> Tensor:
         """The reduced loss.
@@ -119,15 +135,15 @@ class Loss(nn.Module):
         if logits.ndim == 1:
             check_inputs(logits, target)
             return self.forward(logits[None], target[None], *(position.reshape(-1) for position in index)).reshape(())
-        labels, kept = self.settle(logits, target)
-        return self.reduce(self.values(logits, self.weighted(labels), *index), labels, kept)
+        labels, mask = self.check_and_mask(logits, target)
+        return self.reduce(self.values(logits, self.weighted(labels), *index), labels, mask)
 
     def weighted(self, labels: Tensor) -> Tensor:
         """Probabilities times the class weights, by which weights enter an expectation; class indices as they are."""
         return weigh(labels, self.weight) if labels.is_floating_point() else labels
 
-    def settle(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Check what the loss was called with, and make the labels fit to be looked up.
+    def check_and_mask(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Check what the loss was called with, and mask the labels that are to be ignored.
 
         Values are read at every call on the CPU, and at the first on an accelerator, where reading them waits.
 
@@ -136,7 +152,7 @@ class Loss(nn.Module):
             target: Class indices ``(N, d1, ...)`` or probabilities ``(N, C, d1, ...)``.
 
         Returns:
-            The target with class 0 in place of ``ignore_index``, and a mask of those that count: None where all do.
+            The labels, with class 0 in place of ``ignore_index``, and the mask of those that count: None where all do.
 
         Raises:
             TypeError: A dtype that is neither a score, an index nor a probability.
@@ -149,7 +165,7 @@ class Loss(nn.Module):
         if not (self._target_checked or target.is_cpu) and values_readable(target):
             validate_target(target, classes, self.ignore_index)
             self._target_checked = True
-        return settle_target(target, classes, self.ignore_index)
+        return mask_ignored(target, classes, self.ignore_index)
 
 
 class LikelihoodLoss(Loss):
@@ -158,6 +174,8 @@ class LikelihoodLoss(Loss):
     A subclass defines the one elementwise function :meth:`of_log_likelihood`. Corrections then need no more than one
     probability per sample: forward correction evaluates it at ``log (p T)_y``, which costs one column of T.
     """
+
+    of_likelihood: ClassVar[bool] = True
 
     def of_log_likelihood(self, log_p: Tensor) -> Tensor:
         """The loss as a function of the label's log-probability, elementwise.

@@ -1,5 +1,7 @@
 """Cross-entropy as a base loss."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from noisylightning.losses.base import LikelihoodLoss
@@ -23,6 +25,7 @@ class CrossEntropy(LikelihoodLoss):
     """
 
     proper = True
+    is_cross_entropy: ClassVar[bool] = True
 
     def of_log_likelihood(self, log_p: Tensor) -> Tensor:
         """``-log p``, elementwise."""

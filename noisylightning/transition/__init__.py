@@ -1,4 +1,4 @@
-"""T: matrices to build, check, compare and load; and T with structure, whose memory and time follow the structure."""
+"""T, the transition matrix: one type for every kind of it; matrices to build, check, compare and load."""
 
 from noisylightning.transition.base import Transition
 from noisylightning.transition.build import (
@@ -21,19 +21,24 @@ from noisylightning.transition.check import (
     validate_transition,
 )
 from noisylightning.transition.closed_form import SymmetricTransition
+from noisylightning.transition.dense import DenseTransition, as_transition
 from noisylightning.transition.load import load_transition
 from noisylightning.transition.low_rank import LowRankTransition
 from noisylightning.transition.sparse import BlockDiagonalTransition, SparseTransition
+from noisylightning.transition.structured import StructuredTransition
 
 __all__ = [
     "CIFAR10_FLIPS",
     "CIFAR100_SUPERCLASSES",
     "MNIST_FLIPS",
     "BlockDiagonalTransition",
+    "DenseTransition",
     "LowRankTransition",
     "SparseTransition",
+    "StructuredTransition",
     "SymmetricTransition",
     "Transition",
+    "as_transition",
     "binary_asymmetric",
     "cifar10_asymmetric",
     "cifar100_asymmetric",

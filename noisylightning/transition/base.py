@@ -1,64 +1,152 @@
-"""What every structured T does."""
+"""What every T does, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from noisylightning.errors import BadValue
-from noisylightning.kernels.cross_entropy import repaired_log
-from noisylightning.transition.check import check_condition
+from noisylightning.errors import BadType, BadValue
+from noisylightning.kernels import cross_entropy as kernels
+from noisylightning.tensors import log_softmax
+from noisylightning.transition.check import LARGEST_CONDITION, check_condition, condition_number, invert_transition
 
 
 class Transition(nn.Module):
-    """A row-stochastic T, ``T[i, j] = p(noisy = j | clean = i)``, that is never written out.
+    """A row-stochastic T, ``T[i, j] = p(noisy = j | clean = i)``.
 
-    The corrections and the functions in :mod:`noisylightning.functional` take one wherever they take a dense tensor.
-    A subclass says how probabilities go through T, label by label (:meth:`log_entries`) and all at once
-    (:meth:`product`), and how they come back (:meth:`inverse_rows`).
+    The corrections and the functions in :mod:`noisylightning.functional` take one wherever they take a tensor. A
+    subclass gives T as a whole in :meth:`to_dense`, differentiably if T learns, and is complete; what its structure
+    makes cheaper it overrides (:class:`~noisylightning.transition.structured.StructuredTransition`). Parameters of a
+    subclass are trained with the network's. Everything that T is made of belongs in its state dict.
 
     Args:
         num_classes: The number of classes C.
 
     Raises:
         ValueError: Fewer than two classes.
+
+    Example:
+        >>> class Learnt(Transition):
+        ...     def __init__(self, num_classes):
+        ...         super().__init__(num_classes)
+        ...         self.scores = nn.Parameter(4 * torch.eye(num_classes))
+        ...
+        ...     def to_dense(self):
+        ...         return self.scores.softmax(1)
+        >>> Learnt(3).log_likelihood(torch.zeros(1, 3), torch.tensor([0])).exp()
+        tensor([0.3333], grad_fn=<ExpBackward0>)
     """
+
+    needs_features: ClassVar[bool] = False
+    """Whether :meth:`at` needs the features of the samples."""
+
+    max_condition: float | None = None
+    """What the condition number may be at most, once :meth:`factorize` was told."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
             raise BadValue(f"label noise needs at least 2 classes, got {num_classes}.")
         self.num_classes = num_classes
+        self.register_load_state_dict_pre_hook(_check_sizes)
+        self.register_load_state_dict_post_hook(_refresh)
 
-    def log_likelihood(self, log_p: Tensor, target: Tensor) -> Tensor:
-        """``log (p T)_y``: from log-probabilities ``(M, C)`` and classes ``(M,)`` to ``(M,)``."""
-        return self.log_entries(log_p, torch.arange(len(target), device=target.device), target)
+    def to_dense(self) -> Tensor:
+        """T, shape ``(C, C)``."""
+        raise NotImplementedError(f"{type(self).__name__} defines no to_dense(): a Transition must.")
 
-    def log_entries(self, log_p: Tensor, sample: Tensor, label: Tensor) -> Tensor:
-        """``log (p T)_y`` for the samples at ``sample`` and their ``label``, both ``(K,)``: shape ``(K,)``."""
-        raise NotImplementedError
+    def at(self, features: Tensor | None, index: Tensor | None) -> Transition:
+        """The T of these samples: itself, but for a T that depends on the sample.
 
-    def log_posterior(self, log_p: Tensor) -> Tensor:
-        """``log p T``: from log-probabilities ``(M, C)`` to ``(M, C)``."""
-        return repaired_log(self.product(log_p.exp()), lambda i, j: self.log_entries(log_p, i, j), self.terms)
+        Args:
+            features: What the network knows of each sample, shape ``(N, D)``.
+            index: Positions of the samples in the data set, shape ``(N,)``.
+        """
+        return self
 
-    @property
-    def terms(self) -> int:
-        """The most terms that :meth:`log_entries` adds up for an entry."""
-        return self.num_classes
+    def penalty(self) -> Tensor | None:
+        """What a T that learns adds to the training loss; None for nothing."""
+        return None
 
-    def product(self, p: Tensor) -> Tensor:
-        """``p T`` for rows of numbers ``(M, C)``: shape ``(M, C)``."""
-        raise NotImplementedError
+    def start_from(self, estimate: Tensor) -> None:
+        """Take the values of an estimated T, in place.
+
+        Args:
+            estimate: Row-stochastic, shape ``(C, C)``.
+
+        Raises:
+            TypeError: This kind of T cannot, or the estimate is no floating tensor.
+            ValueError: The estimate is not row-stochastic, or not of this number of classes.
+        """
+        raise BadType(
+            f"a {type(self).__name__} cannot take the values of a dense T: create the correction with num_classes "
+            "instead."
+        )
+
+    # Through T
+
+    def log_likelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``log (p T)_y``, p the softmax: from scores ``(M, C)`` and classes ``(M,)`` to ``(M,)``."""
+        return kernels.log_likelihood(logits, labels, self.to_dense().t())
+
+    def mean_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Minus the mean of :meth:`log_likelihood`: a scalar."""
+        return kernels.mean_cross_entropy(logits, labels, self.to_dense().t())
+
+    def log_posterior(self, logits: Tensor) -> Tensor:
+        """``log p T``, p the softmax: from scores ``(M, C)`` to ``(M, C)``."""
+        return kernels.log_matmul(log_softmax(logits), self.to_dense())
+
+    def label_columns(self, labels: Tensor) -> Tensor:
+        """``T[:, y]`` of each label: from classes ``(M,)`` to ``(M, C)``."""
+        return self.to_dense().t().index_select(0, labels)
+
+    # Back through T
+
+    def invert(self) -> Tensor:
+        """``T^-1``, shape ``(C, C)``.
+
+        Raises:
+            ValueError: T is singular, or its condition number past :attr:`max_condition`.
+        """
+        bound = LARGEST_CONDITION if self.max_condition is None else self.max_condition
+        return invert_transition(self.to_dense(), bound)
 
     def inverse_rows(self, target: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of ``T^-1`` for classes ``(M,)``, or ``q T^-1`` for probabilities ``(M, C)``: ``(M, C)``, ``dtype``."""
-        raise NotImplementedError
+        inverse = self.invert()
+        if not target.is_floating_point():
+            return inverse.index_select(0, target).to(dtype)
+        with torch.autocast(target.device.type, enabled=False):
+            return target.to(dtype) @ inverse.to(dtype)
+
+    def unbiased_log_likelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``sum_k (T^-1)_yk log p_k``, whose mean over the noisy labels is the clean label's ``log p``.
+
+        Patrini et al. (2017), Theorem 1.
+
+        Args:
+            logits: Scores, shape ``(M, C)``.
+            labels: Noisy labels, shape ``(M,)``.
+
+        Returns:
+            Shape ``(M,)``.
+        """
+        return kernels.log_likelihood(logits, labels, self.invert(), backward=True)
+
+    def mean_unbiased_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Minus the mean of :meth:`unbiased_log_likelihood`: a scalar."""
+        return kernels.mean_cross_entropy(logits, labels, self.invert(), backward=True)
 
     def condition_number(self) -> float:
         """The largest absolute row sum of ``T^-1``: the most by which backward correction can amplify a loss."""
-        raise NotImplementedError
+        return condition_number(self.to_dense()).item()
 
     def factorize(self, max_condition: float) -> None:
-        """Prepare :meth:`inverse_rows`.
+        """Prepare the inverse; from then on it follows when T is loaded or set.
 
         Args:
             max_condition: Refuse a T whose condition number is larger.
@@ -67,12 +155,49 @@ class Transition(nn.Module):
             ValueError: T is singular, or its condition number past the bound.
         """
         check_condition(self.condition_number(), max_condition)
+        self.max_condition = max_condition
 
-    def to_dense(self) -> Tensor:
-        """T, shape ``(C, C)``."""
-        entries = next((buffer for buffer in self.buffers() if buffer.is_floating_point()), torch.empty(0))
-        return self.product(torch.eye(self.num_classes, dtype=entries.dtype, device=entries.device))
+    # Checks and state
+
+    def check_logits(self, logits: Tensor) -> None:
+        """Raise unless T goes with the scores ``(N, C, d1, ...)``; reads no values."""
+        classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
+        if self.num_classes != classes:
+            raise BadValue(f"T is for {self.num_classes} classes but logits have {classes}.")
+
+    def check_saved(self, saved: Mapping[str, Tensor]) -> None:
+        """Raise unless a saved state is of this T's sizes; called before anything of it is copied.
+
+        Args:
+            saved: Names and values, as in :meth:`state_dict`.
+
+        Raises:
+            ValueError: Parts are missing, or of other sizes.
+        """
+        for name, mine in self.state_dict().items():
+            if name not in saved:
+                raise BadValue(
+                    f"the checkpoint's T has no {name!r}, which a {type(self).__name__} is made of: build T as when it "
+                    "was saved."
+                )
+            if saved[name].shape != mine.shape:
+                raise BadValue(
+                    f"the checkpoint's T has {name!r} of shape {tuple(saved[name].shape)}, but this "
+                    f"{type(self).__name__}'s has {tuple(mine.shape)}: build T as when it was saved."
+                )
 
     def extra_repr(self) -> str:
         """The number of classes."""
         return f"num_classes={self.num_classes}"
+
+
+def _check_sizes(transition: Transition, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    saved = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if saved:
+        transition.check_saved(saved)
+
+
+def _refresh(transition: Transition, _: Any) -> None:
+    """What was derived from the T before does not belong to the loaded one."""
+    if transition.max_condition is not None:
+        transition.factorize(transition.max_condition)

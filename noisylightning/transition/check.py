@@ -8,6 +8,8 @@ from torch import Tensor
 from noisylightning.errors import BadType, BadValue
 from noisylightning.tensors import values_readable
 
+LARGEST_CONDITION = 1 / torch.finfo(torch.float64).eps  # what float64 resolves
+
 
 def validate_transition(transition: Tensor, num_classes: int | None = None) -> None:
     """Raise unless ``transition`` is a square row-stochastic matrix.
@@ -24,11 +26,12 @@ def validate_transition(transition: Tensor, num_classes: int | None = None) -> N
         >>> validate_transition(torch.tensor([[0.9, 0.2], [0.0, 1.0]]))
         Traceback (most recent call last):
         ...
-        ValueError: row 0 of the transition matrix sums to 1.1, not to one: T[i, j] = p(noisy = j | clean = i) ...
+        noisylightning.errors.BadValue: row 0 of the transition matrix sums to 1.1, not to one: ...
     """
     if not isinstance(transition, Tensor) or not transition.is_floating_point():
         seen = transition.dtype if isinstance(transition, Tensor) else type(transition).__name__
         raise BadType(f"the transition matrix must be a floating tensor, got {seen}.")
+    transition = transition.detach()
     if transition.ndim != 2 or transition.shape[0] != transition.shape[1]:
         raise BadValue(f"the transition matrix must be square, (C, C), got shape {tuple(transition.shape)}.")
     if num_classes is not None and len(transition) != num_classes:
@@ -96,7 +99,7 @@ def condition_number(transition: Tensor) -> Tensor:
     return inverse.abs().sum(1).max() if singular == 0 else inverse.new_tensor(torch.inf)
 
 
-def invert_transition(transition: Tensor, max_condition: float = 1 / torch.finfo(torch.float64).eps) -> Tensor:
+def invert_transition(transition: Tensor, max_condition: float = LARGEST_CONDITION) -> Tensor:
     """``T^-1``, computed in float64.
 
     Args:

@@ -1,17 +1,19 @@
 """Symmetric noise in closed form."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisylightning.errors import BadValue
 from noisylightning.kernels.cross_entropy import exact_log_likelihood
-from noisylightning.tensors import pick
-from noisylightning.transition.base import Transition
+from noisylightning.tensors import log_softmax, pick
+from noisylightning.transition.structured import StructuredTransition
 
 
-class SymmetricTransition(Transition):
+class SymmetricTransition(StructuredTransition):
     """Symmetric noise: ``1 - rate`` on the diagonal of T and ``rate / (C - 1)`` off it; two numbers for any C.
 
     Args:
@@ -32,17 +34,33 @@ class SymmetricTransition(Transition):
         super().__init__(num_classes)
         if not 0 <= rate <= 1:
             raise BadValue(f"the noise rate is a probability in [0, 1], got {rate}.")
-        self.rate = rate
-        self.off = rate / (num_classes - 1)
-        self.slope = 1 - rate - self.off  # (p T)_j = off + slope * p_j
+        # A number, not a buffer: no dtype rounds it, and which formula serves is known without asking a device.
+        self.rate = float(rate)
 
-    def log_likelihood(self, log_p: Tensor, target: Tensor) -> Tensor:
-        """``log (p T)_y``: from log-probabilities ``(M, C)`` and classes ``(M,)`` to ``(M,)``."""
-        return self._rising(pick(log_p, target)) if self.slope >= 0 else pick(self._falling(log_p), target)
+    @property
+    def off(self) -> float:
+        """The entries off the diagonal."""
+        return self.rate / (self.num_classes - 1)
 
-    def log_posterior(self, log_p: Tensor) -> Tensor:
-        """``log p T``: from log-probabilities ``(M, C)`` to ``(M, C)``."""
+    @property
+    def slope(self) -> float:
+        """How much more a class's own label gains from it than any other: ``(p T)_j = off + slope p_j``."""
+        return 1 - self.rate - self.off
+
+    def log_likelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``log (p T)_y``, p the softmax: from scores ``(M, C)`` and classes ``(M,)`` to ``(M,)``."""
+        log_p = log_softmax(logits)
+        return self._rising(pick(log_p, labels)) if self.slope >= 0 else pick(self._falling(log_p), labels)
+
+    def log_posterior(self, logits: Tensor) -> Tensor:
+        """``log p T``, p the softmax: from scores ``(M, C)`` to ``(M, C)``."""
+        log_p = log_softmax(logits)
         return self._rising(log_p) if self.slope >= 0 else self._falling(log_p)
+
+    def label_columns(self, labels: Tensor) -> Tensor:
+        """``T[:, y]`` of each label: from classes ``(M,)`` to ``(M, C)``."""
+        columns = torch.full((len(labels), self.num_classes), self.off, device=labels.device)
+        return columns.scatter(1, labels.unsqueeze(1), 1 - self.rate)
 
     def product(self, p: Tensor) -> Tensor:
         """``p T`` for rows of numbers ``(M, C)``: shape ``(M, C)``."""
@@ -62,6 +80,40 @@ class SymmetricTransition(Transition):
         if abs(self.slope) < 1e-12:
             return math.inf
         return (1 - self.off + (self.num_classes - 1) * self.off) / abs(self.slope)
+
+    def check_saved(self, saved: Mapping[str, Tensor]) -> None:
+        """Raise unless a saved state is of symmetric noise over as many classes."""
+        super().check_saved(saved)
+        if int(saved["num_classes"]) != self.num_classes:
+            raise BadValue(
+                f"the checkpoint's SymmetricTransition is for {int(saved['num_classes'])} classes but this one is for "
+                f"{self.num_classes}: build T as when it was saved."
+            )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}num_classes"] = torch.tensor(self.num_classes)
+        destination[f"{prefix}rate"] = torch.tensor(self.rate, dtype=torch.float64)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if f"{prefix}rate" in state_dict:
+            self.rate = float(state_dict[f"{prefix}rate"])
+            numbers = (f"{prefix}rate", f"{prefix}num_classes")  # which torch, looking for tensors, did not expect
+            unexpected_keys[:] = [key for key in unexpected_keys if key not in numbers]
+        elif strict:
+            missing_keys.append(f"{prefix}rate")
 
     def extra_repr(self) -> str:
         """The number of classes and the rate."""

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from noisylightning.errors import BadValue, NotReady
 from noisylightning.kernels.cross_entropy import exact_log_likelihood, log_matmul, repaired_log
-from noisylightning.transition.base import Transition
-from noisylightning.transition.check import check_condition
+from noisylightning.tensors import log_softmax
+from noisylightning.transition.structured import StructuredTransition
 
 
-class LowRankTransition(Transition):
+class LowRankTransition(StructuredTransition):
     """Diagonal plus low rank, ``T = diag(d) + U V``: a label is kept, or drawn from one of R patterns of confusion.
 
     The patterns are the rows of ``V``; ``U[i, r]`` is how often class ``i`` falls for pattern ``r``. Symmetric noise
@@ -64,8 +64,9 @@ class LowRankTransition(Transition):
         """``log (p T)_y`` for the samples at ``sample`` and their ``label``, both ``(K,)``: shape ``(K,)``."""
         return self._log_entries(log_p, log_matmul(log_p, self.left), sample, label)
 
-    def log_posterior(self, log_p: Tensor) -> Tensor:
-        """``log p T``: from log-probabilities ``(M, C)`` to ``(M, C)``."""
+    def log_posterior(self, logits: Tensor) -> Tensor:
+        """``log p T``, p the softmax: from scores ``(M, C)`` to ``(M, C)``."""
+        log_p = log_softmax(logits)
         log_pattern = log_matmul(log_p, self.left)
         return repaired_log(
             self.product(log_p.exp()), lambda i, j: self._log_entries(log_p, log_pattern, i, j), self.terms
@@ -93,25 +94,24 @@ class LowRankTransition(Transition):
             drawn = self.scaled[target].to(dtype) @ self.returned.to(dtype)
             return -drawn.scatter_add(1, target.unsqueeze(1), -kept)
 
-    def factorize(self, max_condition: float) -> None:
-        """Prepare Woodbury's identity, ``T^-1 = D^-1 - (D^-1 U) [(I + V D^-1 U)^-1 V D^-1]``.
-
-        Args:
-            max_condition: Refuse a T whose condition number is larger.
-
-        Raises:
-            ValueError: The diagonal has a zero, T is singular, or its condition number past the bound.
-        """
-        self._prepare()
-        check_condition(self.condition_number(), max_condition)
+    def label_columns(self, labels: Tensor) -> Tensor:
+        """``T[:, y]`` of each label: from classes ``(M,)`` to ``(M, C)``."""
+        with torch.autocast(labels.device.type, enabled=False):
+            drawn = self.right.t()[labels] @ self.left.t()
+        return drawn.scatter_add(1, labels.unsqueeze(1), self.diagonal[labels].unsqueeze(1))
 
     def condition_number(self) -> float:
-        """The largest absolute row sum of ``T^-1``, found piece by piece."""
+        """The largest absolute row sum of ``T^-1``, found piece by piece.
+
+        Raises:
+            ValueError: The diagonal has a zero.
+        """
         self._prepare()
         pieces = torch.arange(self.num_classes, device=self.diagonal.device).split(max(1, 2**24 // self.num_classes))
         return max(float(self.inverse_rows(piece, self.diagonal.dtype).abs().sum(1).max()) for piece in pieces)
 
     def _prepare(self) -> None:
+        """Woodbury's identity, ``T^-1 = D^-1 - (D^-1 U) [(I + V D^-1 U)^-1 V D^-1]``."""
         if not self.diagonal.min() > 0:
             raise BadValue(f"diagonal is zero at class {int(self.diagonal.argmin())}: backward needs it positive.")
         scaled = self.left.double() / self.diagonal.double().unsqueeze(1)

@@ -1,7 +1,7 @@
 """T with few entries, and T of separate groups of classes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from noisylightning.errors import BadType, BadValue, NotReady
 from noisylightning.kernels.cross_entropy import exact_log_likelihood
-from noisylightning.tensors import values_readable
-from noisylightning.transition.base import Transition
+from noisylightning.tensors import log_softmax, values_readable
 from noisylightning.transition.check import check_condition, validate_transition
+from noisylightning.transition.structured import StructuredTransition
 
 LARGEST_GROUP = 2048  # connected classes up to this many are inverted as a dense block
 
 
-class SparseTransition(Transition):
+class SparseTransition(StructuredTransition):
     """T with few entries: the loss of a label costs the entries in its column.
 
     For backward correction, ``T^-1`` is kept for each group of classes that T connects, up to 2,048 of them. The rows
@@ -57,10 +57,14 @@ class SparseTransition(Transition):
         self.inverse = self.inverse_by_rows = None
         self.iterations = 0
 
-    def log_likelihood(self, log_p: Tensor, target: Tensor) -> Tensor:
-        """``log (p T)_y``: from log-probabilities ``(M, C)`` and classes ``(M,)`` to ``(M,)``."""
-        clean, probability = self.columns.of(target)
-        return exact_log_likelihood(log_p.gather(1, clean), probability)
+    def log_likelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``log (p T)_y``, p the softmax: from scores ``(M, C)`` and classes ``(M,)`` to ``(M,)``."""
+        clean, probability = self.columns.of(labels)
+        return exact_log_likelihood(log_softmax(logits).gather(1, clean), probability)
+
+    def label_columns(self, labels: Tensor) -> Tensor:
+        """``T[:, y]`` of each label: from classes ``(M,)`` to ``(M, C)``."""
+        return self.columns.written_out(labels, self.columns.value.dtype)
 
     def log_entries(self, log_p: Tensor, sample: Tensor, label: Tensor) -> Tensor:
         """``log (p T)_y`` for the samples at ``sample`` and their ``label``, both ``(K,)``: shape ``(K,)``."""
@@ -82,9 +86,7 @@ class SparseTransition(Transition):
         if self.inverse is not None and self.inverse_by_rows is not None:
             if soft:
                 return self.inverse.left_multiplied(target.to(dtype))
-            index, value = self.inverse_by_rows.of(target)
-            zeros = value.new_zeros(len(target), self.num_classes, dtype=dtype)
-            return zeros.scatter_add(1, index, value.to(dtype))
+            return self.inverse_by_rows.written_out(target, dtype)
         if not self.iterations:
             raise NotReady("T has not been inverted yet: call factorize(max_condition) first.")
         rows = target.to(dtype) if soft else _one_hot(target, self.num_classes, dtype)
@@ -110,6 +112,7 @@ class SparseTransition(Transition):
             inverse = _invert_groups(self.columns, groups)
             check_condition(inverse.largest_row_sum(), max_condition)
             self.inverse, self.inverse_by_rows = inverse, inverse.transposed()
+            self.max_condition = max_condition
             return
         kept = self.columns.diagonal()
         if not kept.min() > 0.5:
@@ -122,6 +125,7 @@ class SparseTransition(Transition):
         shrink = float(((1 - kept) / kept.min()).max())
         resolved = torch.finfo(kept.dtype).eps
         self.iterations = 1 if shrink <= resolved else math.ceil(math.log(resolved) / math.log(shrink))
+        self.max_condition = max_condition
 
     def condition_number(self) -> float:
         """The largest absolute row sum of ``T^-1``; for a large group its bound ``1 / (2 min T_ii - 1)``."""
@@ -130,6 +134,13 @@ class SparseTransition(Transition):
             return _invert_groups(self.columns, groups).largest_row_sum()
         kept = float(self.columns.diagonal().min())
         return 1 / (2 * kept - 1) if kept > 0.5 else math.inf
+
+    def check_saved(self, saved: Mapping[str, Tensor]) -> None:
+        """Raise unless a saved state is of a sparse T over as many classes; make room for its number of entries."""
+        start, index, value = (saved.get(f"columns.{name}", torch.empty(0)) for name in ("start", "index", "value"))
+        if start.shape == self.columns.start.shape and index.shape == value.shape == (int(start[-1]),):
+            self.columns.make_room(len(value))
+        super().check_saved(saved)
 
     def _groups(self) -> Tensor:
         """For each class, the number of the group of classes that T connects it with."""
@@ -227,6 +238,17 @@ class Columns(nn.Module):
         inside = position < end.unsqueeze(1)
         position = position.masked_fill(~inside, 0)
         return self.index[position].masked_fill(~inside, 0), self.value[position].masked_fill(~inside, 0)
+
+    def written_out(self, column: Tensor, dtype: torch.dtype) -> Tensor:
+        """Some columns with their zeros: ``(M,)`` to ``(M, size)``, ``dtype``."""
+        index, value = self.of(column)
+        zeros = value.new_zeros(len(column), self.size, dtype=dtype)
+        return zeros.scatter_add(1, index, value.to(dtype))
+
+    def make_room(self, entries: int) -> None:
+        """Prepare to load another number of entries."""
+        self.index = self.index.new_zeros(entries)
+        self.value = self.value.new_zeros(entries)
 
     def key(self) -> Tensor:
         """The column of each entry, shape ``(K,)``."""

@@ -148,7 +148,7 @@ def test_the_rows_of_the_inverse():
     torch.testing.assert_close(inverse @ transition, torch.eye(5, dtype=torch.float64))
     torch.testing.assert_close(inverse.sum(1), torch.ones(5, dtype=torch.float64))
     target = torch.tensor([[3, 0], [1, 0]])
-    rows = inverse_rows(target, inverse, dtype=torch.float64)
+    rows = inverse_rows(target, transition, dtype=torch.float64)
     assert rows.shape == (2, 5, 2)
     torch.testing.assert_close(rows[0, :, 0], inverse[3])
     torch.testing.assert_close(rows[1, :, 1], inverse[0])

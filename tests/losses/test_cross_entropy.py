@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from noisylightning.corrections import BackwardCorrection, ForwardCorrection, ImportanceReweighting
 from noisylightning.losses import CrossEntropy, LikelihoodLoss, Loss
 
 
@@ -60,8 +61,50 @@ def test_an_accelerator_is_asked_about_its_targets_once(monkeypatch):
     monkeypatch.setattr("noisylightning.losses.base.validate_target", lambda *args: calls.append(args))
     loss = CrossEntropy()
     for _ in range(3):
-        loss.settle(torch.zeros(2, 3, device="meta"), torch.zeros(2, device="meta").long())
+        loss.check_and_mask(torch.zeros(2, 3, device="meta"), torch.zeros(2, device="meta").long())
     assert len(calls) == 1
+
+
+class Doubled(CrossEntropy):
+    """Another formula under an inherited flag."""
+
+    def of_log_likelihood(self, log_p):
+        return -2 * log_p
+
+
+class Named(CrossEntropy):
+    """The same formula."""
+
+
+class DoubledByAStranger:
+    def values(self, logits, labels):
+        return 2 * super().values(logits, labels)
+
+
+class Mixed(DoubledByAStranger, CrossEntropy):
+    """Another formula, from a class that knows nothing of losses."""
+
+
+class OwnNegativeLogarithm(LikelihoodLoss):
+    """The same formula, and it says so."""
+
+    proper = True
+    is_cross_entropy = True
+
+    def of_log_likelihood(self, log_p):
+        return log_p.neg()
+
+
+@pytest.mark.parametrize("correction", [ForwardCorrection, BackwardCorrection, ImportanceReweighting])
+@pytest.mark.parametrize(("kind", "factor"), [(Named, 1), (OwnNegativeLogarithm, 1), (Doubled, 2), (Mixed, 2)])
+def test_a_subclass_joins_the_kernel_only_with_the_same_formula(correction, kind, factor):
+    assert kind.is_cross_entropy is (factor == 1)
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(6, 3, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])
+    transition = torch.tensor([[0.8, 0.1, 0.1], [0.0, 1.0, 0.0], [0.2, 0.2, 0.6]])
+    for weight in (None, [1.0, 2.0, 0.5]):
+        plain = correction(transition, loss=CrossEntropy(weight=weight))(logits, target)
+        torch.testing.assert_close(correction(transition, loss=kind(weight=weight))(logits, target), factor * plain)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from noisylightning.corrections import BackwardCorrection, ForwardCorrection, ImportanceReweighting
-from noisylightning.functional import StructuredTransition, forward_cross_entropy, noisy_log_posterior
+from noisylightning.functional import forward_cross_entropy, noisy_log_posterior
 from noisylightning.losses import CrossEntropy, SquareLoss
 from noisylightning.transition import (
     BlockDiagonalTransition,
     LowRankTransition,
     SparseTransition,
     SymmetricTransition,
+    Transition,
     condition_number,
     from_flips,
     pairflip,
@@ -73,7 +74,7 @@ def dense_of(transition):
 @every
 def test_is_a_row_stochastic_matrix_under_the_protocol(name):
     transition = STRUCTURED[name]()
-    assert isinstance(transition, StructuredTransition)
+    assert isinstance(transition, Transition)
     assert transition.num_classes == CLASSES
     validate_transition(dense_of(transition))
     torch.testing.assert_close(transition.to_dense().double(), dense_of(transition), rtol=1e-6, atol=1e-6)
@@ -153,6 +154,80 @@ def test_survives_checkpoints_copies_and_pickles(name):
         assert torch.equal(other(logits, target), expected)
 
 
+OTHERS = {  # of the same kind, with other values, and another number of entries where that is not part of the kind
+    "symmetric": lambda: SymmetricTransition(CLASSES, 0.1),
+    "clean": lambda: SymmetricTransition(CLASSES, 0.6),
+    "mostly_wrong": lambda: SymmetricTransition(CLASSES, 0.2),
+    "complementary": lambda: SymmetricTransition(CLASSES, 0.0),
+    "sparse": lambda: SparseTransition(pairflip(CLASSES, 0.2, **DOUBLE).to_sparse()),
+    "blocks": lambda: BlockDiagonalTransition([symmetric(3, 0.2, **DOUBLE)] * 3),
+    "low_rank": lambda: low_rank(seed=1),
+}
+
+
+def everything(transition):
+    """All that a T can be asked."""
+    logits, target = random_problem(5, CLASSES)
+    soft = logits.softmax(1)
+    return [
+        transition.log_likelihood(logits, target),
+        transition.mean_cross_entropy(logits, target),
+        transition.log_posterior(logits),
+        transition.label_columns(target),
+        transition.inverse_rows(target, torch.float64),
+        transition.inverse_rows(soft, torch.float64),
+        transition.unbiased_log_likelihood(logits, target),
+        transition.mean_unbiased_cross_entropy(logits, target),
+        transition.to_dense(),
+        torch.tensor(transition.condition_number()),
+    ]
+
+
+@every
+def test_everything_that_a_transition_is_made_of_is_in_its_state(name):
+    trained, restored = STRUCTURED[name](), OTHERS[name]()
+    for transition in (trained, restored):
+        transition.factorize(1e4)
+    before, expected = everything(restored), everything(trained)
+    assert not torch.equal(before[0], expected[0])
+    restored.load_state_dict(trained.state_dict())
+    for got, value in zip(everything(restored), expected, strict=True):
+        assert torch.equal(got, value)
+
+
+@every
+def test_label_columns_are_columns(name):
+    transition = STRUCTURED[name]()
+    target = torch.tensor([3, 0, 3, CLASSES - 1])
+    expected = dense_of(transition).t()[target]
+    torch.testing.assert_close(transition.label_columns(target).double(), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "sentence"),
+    [
+        (SymmetricTransition(4, 0.1), SymmetricTransition(5, 0.2), "is for 5 classes but this one is for 4"),
+        (
+            SparseTransition(pairflip(4, 0.2).to_sparse()),
+            SparseTransition(pairflip(5, 0.2).to_sparse()),
+            r"'columns.start' of shape \(6,\)",
+        ),
+        (low_rank(), LowRankTransition(torch.ones(3), torch.zeros(3, 1), torch.ones(1, 3)), r"'diagonal' of shape"),
+        (low_rank(), SymmetricTransition(CLASSES, 0.1), "has no 'diagonal'"),
+    ],
+    ids=["symmetric", "sparse", "low_rank", "another kind"],
+)
+def test_a_state_of_other_sizes_is_refused_whole(one, other, sentence):
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+    with pytest.raises(ValueError, match=sentence) as caught:
+        one.load_state_dict(other.state_dict())
+    assert str(caught.value).endswith("build T as when it was saved.")
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, before[name])
+    with pytest.raises(ValueError, match=r"this ForwardCorrection|build T"):
+        ForwardCorrection(one).load_state_dict(ForwardCorrection(other).state_dict())
+
+
 def test_a_loaded_sparse_transition_is_the_loaded_one():
     """Another matrix of as many entries, with fuller columns and another inverse."""
     first = BackwardCorrection(SparseTransition(pairflip(4, 0.2, **DOUBLE).to_sparse()))
@@ -161,7 +236,7 @@ def test_a_loaded_sparse_transition_is_the_loaded_one():
     first.load_state_dict(second.state_dict())
     logits, target = random_problem(5, 4)
     assert torch.equal(first(logits, target), second(logits, target))
-    assert first.transition.columns.width == 4
+    assert first.T.columns.width == 4
 
 
 @every
@@ -294,7 +369,7 @@ def test_a_hundred_thousand_classes_with_twenty_entries_train():
         weight = (weight - 8 * slope).detach().requires_grad_()
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] / 2
-    backward = BackwardCorrection(correction.transition)
+    backward = BackwardCorrection(correction.T)
     assert backward(inputs @ weight.t(), target).isfinite()
 
 
