@@ -127,12 +127,13 @@ class Correction(nn.Module):
 
     def known_transition(self) -> Transition:
         """T; raises :class:`RuntimeError` as long as even its number of classes is unknown."""
-        if self.T is None:
+        transition = self.T
+        if transition is None:
             raise NotReady(
                 f"{type(self).__name__} does not know its number of classes: create it with num_classes or a "
                 "transition, or call initialize(num_classes) first."
             )
-        return self.T
+        return transition
 
     def transition_at(self, features: Tensor | None, index: Tensor | None) -> Transition:
         """The T of these samples; arguments as in :meth:`forward`."""

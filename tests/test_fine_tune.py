@@ -106,7 +106,7 @@ def test_the_schedule_of_each_phase_spans_it(tmp_path, estimate):
 
     def rates(callbacks, epochs, *data):
         record = Rates()
-        model = Cosine(backbone(), ForwardCorrection(num_classes=CLASSES))
+        model = Cosine(backbone(), ForwardCorrection(torch.eye(CLASSES)))
         trainer(tmp_path, [*callbacks, record], max_epochs=epochs).fit(model, *data)
         return record.seen
 

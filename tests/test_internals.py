@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer, WeightAveraging
 from torch.utils.data import DataLoader
-from toy import ForeignClassifier, ToyData, backbone, classifier, trainer
+from toy import ForeignClassifier, ToyData, backbone, classifier, trainer, uncorrected
 
 
 class Calls(Callback):
@@ -21,7 +21,7 @@ class Calls(Callback):
 
 def fit(folder, *callbacks, model=None, data=None, max_epochs=2, **options):
     run = trainer(folder, callbacks, max_epochs, **options)
-    run.fit(model or classifier(), data or ToyData())
+    run.fit(model or uncorrected(), data or ToyData())
     return run
 
 
@@ -114,7 +114,7 @@ def test_the_iterator_comes_after_the_epoch_starts_except_in_the_first_epoch_of_
     look = Calls(on_train_epoch_start=lambda trainer, module: fetchers.append(trainer.fit_loop._data_fetcher))
     run = trainer(tmp_path, [start, look], max_epochs=3)
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
-        run.fit(classifier(), Data(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+        run.fit(uncorrected(), Data(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
     assert order == ["iterator", "epoch starts"]
     assert fetchers[0] is not None
 

@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch import nn
-from toy import CLASSES, FEATURES, TRUE, ToyData, adam, backbone, classifier, trainer
+from toy import CLASSES, FEATURES, TRUE, ToyData, adam, backbone, classifier, trainer, uncorrected
 
-from noisylightning import ForwardCorrection, NoCorrection, NoisyLabelClassifier
+from noisylightning import (
+    EstimateTransitionCallback,
+    FineTuneOnTrusted,
+    ForwardCorrection,
+    KnownTransitionCallback,
+    NoCorrection,
+    NoisyLabelClassifier,
+)
 
 
 def test_metrics_agree_with_a_count_by_hand(tmp_path):
@@ -44,7 +51,7 @@ def test_training_metrics_do_not_depend_on_how_many_batches_are_measured_at_once
 
     monkeypatch.setattr(module._NoisyMetrics, "_ENOUGH", enough)
     run = trainer(tmp_path, max_epochs=1)
-    run.fit(classifier(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0)), ToyData(num_train=88))
+    run.fit(uncorrected(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0)), ToyData(num_train=88))
     inputs, labels = ToyData(num_train=88).train.tensors
     logits = backbone()(inputs).detach()
     accuracy = (logits.argmax(dim=1) == labels).float().mean()
@@ -93,7 +100,7 @@ def test_schedules_are_stepped_once_an_epoch(tmp_path, plateau):
     else:
         schedule = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)  # noqa: E731
     run = trainer(tmp_path, max_epochs=3)
-    run.fit(classifier(optimizer=adam, lr_scheduler=schedule), ToyData())
+    run.fit(uncorrected(optimizer=adam, lr_scheduler=schedule), ToyData())
     rate = run.optimizers[0].param_groups[0]["lr"]
     assert rate == pytest.approx(0.02 if plateau else 0.02 / 8)
 
@@ -110,6 +117,24 @@ def test_index_reaches_the_losses_that_ask_for_it(tmp_path):
     batch = torch.randn(4, FEATURES), torch.zeros(4, dtype=torch.long), torch.arange(4)
     model.training_step(batch, 0)
     assert torch.equal(seen[0], torch.arange(4))
+
+
+def test_a_correction_that_nobody_gives_a_transition_is_refused(tmp_path):
+    """Else it would train as cross-entropy under the correction's name."""
+
+    class Gives(Callback):
+        provides_transition = True
+
+    for callbacks in ([], [FineTuneOnTrusted(1)]):
+        data = ToyData()
+        data.trusted_train_dataloader = data.train_dataloader
+        with pytest.raises(RuntimeError, match=r"ForwardCorrection was given no T.*transition=.*Callback"):
+            trainer(tmp_path, callbacks, max_epochs=2).fit(classifier(), data)
+    for callbacks in ([Gives()], [KnownTransitionCallback()], [EstimateTransitionCallback(1)]):
+        trainer(tmp_path, callbacks, max_epochs=2, limit_train_batches=1).fit(classifier(), ToyData())
+    for correction in (ForwardCorrection(TRUE), NoCorrection()):
+        model = NoisyLabelClassifier(backbone(), correction, CLASSES)
+        trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(model, ToyData())
 
 
 def test_prediction_takes_inputs_with_and_without_labels():

@@ -137,7 +137,9 @@ def test_a_checkpoint_of_another_correction_is_refused(tmp_path):
 
 def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
     every = ModelCheckpoint(tmp_path, filename="{epoch}")
-    trainer(tmp_path, [every], 1, enable_checkpointing=True).fit(ours(), Shuffled())
+    model = ours()
+    model.correction.set_transition(torch.eye(CLASSES))
+    trainer(tmp_path, [every], 1, enable_checkpointing=True).fit(model, Shuffled())
     with pytest.raises(ValueError, match="written without EstimateTransitionCallback"):
         run(tmp_path / "other", ours(), EstimateTransitionCallback(2), ckpt_path=tmp_path / "epoch=0.ckpt")
 

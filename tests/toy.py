@@ -62,6 +62,11 @@ def classifier(seed: int = 0, dropout: float = 0.0, **kwargs) -> NoisyLabelClass
     return NoisyLabelClassifier(backbone(seed, dropout), **kwargs)
 
 
+def uncorrected(**kwargs) -> NoisyLabelClassifier:
+    """With the identity as its T, so that it trains where no callback gives it one."""
+    return classifier(correction=ForwardCorrection(torch.eye(CLASSES)), **kwargs)
+
+
 class Scripted(NoisyLabelClassifier):
     """Reports the validation accuracies it is told to, one an epoch, the last one ever after."""
 

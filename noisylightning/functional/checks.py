@@ -37,7 +37,7 @@ def check_inputs(logits: Tensor, target: Tensor) -> None:
         return
     if target.dtype != torch.int64:
         raise BadType(f"target must be int64 class indices or floating probabilities, got {target.dtype}.")
-    expected = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[1:]
+    expected = logits.shape[:-1] if logits.ndim <= 2 else logits.shape[:1] + logits.shape[2:]
     if target.shape != expected:
         raise BadValue(
             f"target has shape {tuple(target.shape)} but logits {tuple(logits.shape)} need {tuple(expected)} class "

@@ -55,11 +55,14 @@ class DenseTransition(Transition):
     def view(cls, matrix: Tensor) -> DenseTransition:
         """T for the length of one call: the tensor as it is, neither copied nor checked, whether or not it learns.
 
+        What it is asked about T it answers; it is no module to keep, which has parameters and a state.
+
         Args:
             matrix: T, shape ``(C, C)``.
         """
-        transition = cls.__new__(cls)  # a module's constructor would cost a fifth of a small loss
-        transition.__dict__.update(matrix=matrix, inverse=None, num_classes=len(matrix) if matrix.ndim else 0)
+        transition = object.__new__(cls)  # a module's constructor would cost a fifth of a small loss
+        state = transition.__dict__
+        state["matrix"], state["inverse"], state["num_classes"] = matrix, None, matrix.shape[-1] if matrix.ndim else 0
         return transition
 
     def to_dense(self) -> Tensor:
