@@ -25,7 +25,8 @@ def random_transition(seed=0):
 def under(correction, transition, loss):
     """The correction in double precision."""
     module = correction(num_classes=CLASSES, loss=loss).double()
-    module.set_transition(transition)
+    if module.uses_transition:
+        module.set_transition(transition)
     return module
 
 
