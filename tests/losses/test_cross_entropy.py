@@ -1,5 +1,7 @@
 """The base class and cross-entropy: equal to torch's, in value, gradient and conventions."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,8 @@ from noisylightning.losses import CrossEntropy, LikelihoodLoss, Loss
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 4, 5), (2, 4, 3, 2)])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("weight", [None, [0.5, 2.0, 1.0, 0.0]])
 @pytest.mark.parametrize("kind", ["index", "ignored", "soft"])
-def test_is_cross_entropy(shape, reduction, weight, kind):
+def test_is_cross_entropy(shape, kind):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(shape, generator=generator, dtype=torch.float64)
     target = torch.randint(4, shape[:1] + shape[2:], generator=generator)
@@ -20,15 +20,16 @@ def test_is_cross_entropy(shape, reduction, weight, kind):
         target[0] = -1
     elif kind == "soft":
         target = torch.randn(shape, generator=generator, dtype=torch.float64).softmax(1)
-    loss = CrossEntropy(weight=weight, ignore_index=-1, reduction=reduction).double()
-    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    got = loss(ours, target)
-    ignore = {} if kind == "soft" else {"ignore_index": -1}
-    expected = F.cross_entropy(theirs, target, loss.weight, reduction=reduction, **ignore)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-    got.sum().backward()
-    expected.sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+    for weight, reduction in itertools.product([None, [0.5, 2.0, 1.0, 0.0]], ["mean", "sum", "none"]):
+        loss = CrossEntropy(weight=weight, ignore_index=-1, reduction=reduction).double()
+        ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        got = loss(ours, target)
+        ignore = {} if kind == "soft" else {"ignore_index": -1}
+        expected = F.cross_entropy(theirs, target, loss.weight, reduction=reduction, **ignore)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+        got.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_one_sample_without_a_batch():
