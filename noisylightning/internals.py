@@ -75,21 +75,20 @@ def double_length(trainer: Trainer) -> tuple[int | None, int | None]:
     return None if epochs == -1 else epochs, None if steps == -1 else steps
 
 
-def plan_schedules(trainer: Trainer) -> None:
+def plan_schedules(trainer: Trainer, span: Callable[[Trainer], tuple[int, int]]) -> None:
     """Build optimizers, now and at each restart, as if a phase of the fit were a fit of its own.
 
-    While they are built ``max_epochs``, ``max_steps`` and ``estimated_stepping_batches`` speak of the phase that the
-    callbacks' ``schedule_span(trainer)`` tell, the last of them that knows: epochs and steps, -1 for no limit.
+    While they are built ``max_epochs``, ``max_steps`` and ``estimated_stepping_batches`` speak of ``span(trainer)``,
+    the epochs and steps of the phase, -1 for no limit.
     """
     build = trainer.strategy.setup_optimizers
     if getattr(build, "spans_a_phase", False):
         return
 
     def planned(trainer: Trainer) -> None:
-        spans = [peer.schedule_span(trainer) for peer in callbacks(trainer) if hasattr(peer, "schedule_span")]
         loop = trainer.fit_loop
         whole = loop.max_epochs, loop.epoch_loop.max_steps
-        loop.max_epochs, loop.epoch_loop.max_steps = next((span for span in reversed(spans) if span), whole)
+        loop.max_epochs, loop.epoch_loop.max_steps = span(trainer)
         try:
             build(trainer)
         finally:
@@ -99,17 +98,14 @@ def plan_schedules(trainer: Trainer) -> None:
     trainer.strategy.setup_optimizers = planned  # type: ignore[method-assign]
 
 
-def rest_of_the_fit(trainer: Trainer, within_epoch: bool = False) -> tuple[int, int]:
-    """Return the epochs and optimizer steps that are left, up to fine-tuning where it comes; -1 is no limit."""
-    ends = [peer.from_epoch for peer in callbacks(trainer) if _is_a(peer, {"FineTuneOnTrusted"}) and not peer.began]
-    assert trainer.max_epochs is not None
-    last = min([*ends, trainer.max_epochs]) if trainer.max_epochs != -1 else min(ends, default=-1)
+def rest_of_the_fit(trainer: Trainer, end: int, within_epoch: bool = False) -> tuple[int, int]:
+    """Return the epochs that are left before the epoch ``end``, and the optimizer steps; -1 is no limit."""
     steps = trainer.max_steps
     if steps == -1 and within_epoch:  # not a whole number of epochs
         estimated = trainer.estimated_stepping_batches
         steps = -1 if math.isinf(estimated) else int(estimated)
     return (
-        last if last == -1 else last - trainer.current_epoch,
+        end if end == -1 else end - trainer.current_epoch,
         steps if steps == -1 else steps - trainer.global_step,
     )
 

@@ -26,6 +26,7 @@ from noisylightning import (
 from noisylightning.callbacks._attach import attach
 from noisylightning.data import RandomCropFlip
 from noisylightning.losses import CrossEntropy
+from noisylightning.phases import EstimationPhase
 
 
 def weights(module: nn.Module) -> torch.Tensor:
@@ -559,7 +560,7 @@ def test_the_rehearsal_leaves_no_trace(tmp_path, monkeypatch):
     one, two = classifier(dropout=0.3), classifier(dropout=0.3)
     torch.manual_seed(0)
     trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=3).fit(one, ToyData())
-    monkeypatch.setattr(EstimateTransitionCallback, "_rehearse", lambda *args: None)
+    monkeypatch.setattr(EstimationPhase, "rehearse", lambda *args: None)
     torch.manual_seed(0)
     trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=3).fit(two, ToyData())
     assert torch.equal(weights(one), weights(two))
