@@ -1,0 +1,116 @@
+"""What a restart within a fit does to schedules, optimizers and peers."""
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from toy import CLASSES, ForeignClassifier, ToyData, classifier, trainer
+
+from noisylightning import (
+    EstimateTransitionCallback,
+    ForwardCorrection,
+)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda optimizer, trainer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, trainer.max_epochs),
+        lambda optimizer, trainer: {
+            "scheduler": torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, 0.1, total_steps=trainer.estimated_stepping_batches
+            ),
+            "interval": "step",
+        },
+        lambda optimizer, trainer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1),
+        lambda optimizer, trainer: {
+            "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0),
+            "monitor": "val_flat",
+        },
+    ],
+    ids=["cosine", "one-cycle", "step", "plateau"],
+)
+@pytest.mark.parametrize("by", ["epochs", "steps"])
+def test_learning_rates_of_each_stage_are_those_of_a_fit_of_its_own(tmp_path, schedule, by):
+    class Scheduled(ForeignClassifier):
+        def __init__(self):
+            super().__init__()
+            self.rates = []
+
+        def training_step(self, batch, batch_idx):
+            self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            self.log("val_flat", 1.0)
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return {"optimizer": optimizer, "lr_scheduler": schedule(optimizer, self.trainer)}
+
+    end = {"stage_one_epochs": 4} if by == "epochs" else {"stage_one_steps": 24}
+    callback = EstimateTransitionCallback(
+        **end,
+        estimate_from="last",
+        correction=ForwardCorrection(num_classes=CLASSES),
+        loss_attribute="criterion",
+    )
+    both, one, two = Scheduled(), Scheduled(), Scheduled()
+    if by == "steps" and schedule.__code__.co_names[-1] == "max_epochs":
+        pytest.skip("a schedule counted in epochs spans whole epochs")
+    trainer(tmp_path, [callback], max_epochs=7).fit(both, ToyData())
+    trainer(tmp_path, max_epochs=4).fit(one, ToyData())
+    trainer(tmp_path, max_epochs=3).fit(two, ToyData())
+    assert both.rates == one.rates + two.rates
+
+
+def test_the_trainer_keeps_its_limits(tmp_path):
+    run = trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=3)
+    run.fit(classifier(), ToyData())
+    assert run.max_epochs == 3
+    assert run.max_steps == -1
+    assert run.current_epoch == 3
+
+
+def test_an_optimizer_that_is_not_rebuilt_is_refused(tmp_path):
+    class Stale(ForeignClassifier):
+        optimizer = None
+
+        def configure_optimizers(self):
+            self.optimizer = self.optimizer or torch.optim.SGD(self.parameters(), lr=0.1)
+            return self.optimizer
+
+    callback = EstimateTransitionCallback(
+        1,
+        estimate_from="last",
+        correction=ForwardCorrection(num_classes=CLASSES),
+        loss_attribute="criterion",
+    )
+    with pytest.raises(RuntimeError, match="returned stage one's optimizer again"):
+        trainer(tmp_path, [callback], max_epochs=2).fit(Stale(), ToyData())
+
+
+def test_checkpoints_keep_the_best_of_each_stage(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path / "ckpt", monitor="val_accuracy", mode="max", save_last=True)
+    callback = EstimateTransitionCallback(3)
+    run = trainer(tmp_path, [callback, checkpoint], max_epochs=6, enable_checkpointing=True)
+    run.fit(classifier(), ToyData())
+    best = torch.load(checkpoint.best_model_path, weights_only=True)
+    assert best["epoch"] >= 3
+    assert torch.equal(best["state_dict"]["correction.transition"], callback.transition)
+    epochs = [torch.load(path, weights_only=True)["epoch"] for path in (tmp_path / "ckpt").glob("epoch*.ckpt")]
+    assert sorted(epoch >= 3 for epoch in epochs) == [False, True]
+    assert len(list((tmp_path / "ckpt").glob("last*.ckpt"))) == 1
+
+
+def test_weight_averages_begin_again(tmp_path):
+    seen = {}
+
+    class Average(WeightAveraging):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            super().on_train_batch_end(trainer, pl_module, *args)
+            seen.setdefault((callback.stage, int(self._average_model.n_averaged)), None)
+
+    callback = EstimateTransitionCallback(2)
+    trainer(tmp_path, [callback, Average()], max_epochs=4).fit(classifier(), ToyData())
+    assert sorted(seen) == [(stage, count) for stage in (1, 2) for count in range(1, 13)]
