@@ -146,7 +146,7 @@ class EstimateTransitionCallback(RunPhases):
     def config(self) -> dict[str, Any]:
         """The arguments that a resumed fit must agree on, as plain data."""
         correction = None if self.correction is None else type(self.correction).__name__
-        return super().config | {"correction": correction}
+        return super().config | {"correction": correction, "loss_attribute": self.loss_attribute}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a fit where a checkpoint left it, with the T of a correction that the module does not own."""

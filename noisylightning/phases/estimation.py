@@ -10,6 +10,7 @@ from noisylightning import internals
 from noisylightning.errors import BadType
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
 from noisylightning.phases.base import Fit, Phase
+from noisylightning.phases.identity import identify
 from noisylightning.predictions import collect
 from noisylightning.report import publish_transition
 from noisylightning.transition import relative_l1_error
@@ -62,6 +63,8 @@ class EstimationPhase(Phase):
         self.predict = predict
         self.epoch = -1
         self.checkpoint = ""
+        # Now: a callable may count what it has seen.
+        self._config = {"estimator": identify(estimator), "predict": identify(predict)}
 
     def rehearse(self, fit: Fit) -> None:
         """Put the first batch through the estimation pass."""
@@ -98,6 +101,11 @@ class EstimationPhase(Phase):
                 publish_transition(transition, true, folder, trainer.loggers, trainer.global_step, names)
             saved = f"; saved in {folder}"
         rank_zero_info(f"T estimated ({source}){error}{saved}.")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its arguments, by their names."""
+        return self._config
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the weights were that T-hat comes from."""

@@ -2,9 +2,12 @@
 
 import logging
 import pickle
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from toy import (
@@ -150,3 +153,40 @@ def test_a_fit_without_training_data_is_refused(tmp_path):
     model = classifier()
     with pytest.raises(MisconfigurationException, match="`train_dataloader` must be implemented"):
         trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(model)
+
+
+# A resumed fit
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """A folder with a checkpoint."""
+    folder = tmp_path_factory.mktemp("begun")
+    every = ModelCheckpoint(folder, filename="{epoch}")
+    run = trainer(folder, [EstimateTransitionCallback(2), every], 3, enable_checkpointing=True, limit_train_batches=1)
+    run.fit(classifier(), ToyData())
+    return folder
+
+
+def predict_otherwise(module, batch):
+    return module(batch[0]), batch[1]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"estimator": partial(AnchorEstimator, quantile=0.9)},
+            r"estimator='noisy.*this one has estimator=\{",
+        ),
+        ({"predict": predict_otherwise}, r"predict='noisylightning.*this one has predict='test_estimate.predict_other"),
+        ({"loss_attribute": "correction2"}, r"loss_attribute='correction'.*this one has loss_attribute='correction2'"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(begun, tmp_path, arguments, message):
+    model = classifier()
+    object.__setattr__(model, "correction2", model.correction)
+    run = trainer(tmp_path, [EstimateTransitionCallback(2, **arguments)], 4)
+    with pytest.raises(ValueError, match=message):
+        run.fit(model, ToyData(), ckpt_path=begun / "epoch=2.ckpt", weights_only=True)
