@@ -73,7 +73,7 @@ class Scripted(NoisyLabelClassifier):
         self.log("val_accuracy", self.scores[min(self.current_epoch, len(self.scores) - 1)])
 
 
-def trainer(tmp_path, callbacks=(), max_epochs: int = 4, **kwargs) -> Trainer:
+def trainer(tmp_path, callbacks=(), max_epochs: int = 4, kind=Trainer, **kwargs) -> Trainer:
     defaults = {
         "accelerator": "cpu",
         "devices": 1,
@@ -83,7 +83,7 @@ def trainer(tmp_path, callbacks=(), max_epochs: int = 4, **kwargs) -> Trainer:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), max_epochs=max_epochs, **(defaults | kwargs))
+    return kind(default_root_dir=tmp_path, callbacks=list(callbacks), max_epochs=max_epochs, **(defaults | kwargs))
 
 
 class ForeignClassifier(LightningModule):

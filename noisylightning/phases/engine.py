@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
+from torch.optim import Optimizer
 
 from noisylightning import internals
 from noisylightning.errors import BadValue
@@ -41,6 +42,7 @@ class RunPhases(Callback):
         self._memory = Memory()
         self._index = 0 if self.phases[0].begins_at is None else -1  # of the running phase
         self._epoch = 0  # at which it began
+        self._held: list[Optimizer] = []  # by a module that does not make new ones
         self._span: tuple[int, int] | None = None  # of schedules in it; None as long as nothing was built anew
 
     @property
@@ -77,6 +79,7 @@ class RunPhases(Callback):
         internals.refuse_unsupported(trainer)
         for phase in self.phases:
             phase.setup(self._fit(trainer, pl_module))
+        self._held = internals.held_optimizers(pl_module)
         internals.listen_for_early_stopping(trainer, _hear_stop)
         internals.plan_schedules(trainer, _span_of_schedules)
 
@@ -120,6 +123,7 @@ class RunPhases(Callback):
         memory = self._memory
         if memory.seed is None:
             memory.seed = trainer.strategy.broadcast(torch.initial_seed())
+        internals.require_restorable(trainer, pl_module, self._held)
         if memory.start is None and self._waiting:
             memory.start = internals.first_state(trainer)
         for phase in self._waiting:

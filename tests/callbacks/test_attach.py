@@ -1,11 +1,17 @@
 """Projects that know nothing of us."""
 
+from functools import partial
+
+import lightning.pytorch
 import pytest
 import torch
+from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
-from toy import CLASSES, TRUE, ForeignClassifier, ToyData, trainer, weights
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from toy import CLASSES, TRUE, ForeignClassifier, ToyData, backbone, trainer, weights
 
 from noisylightning import (
     EstimateTransitionCallback,
@@ -143,3 +149,69 @@ def test_a_criterion_that_training_does_not_call_is_refused(tmp_path):
     callback = EstimateTransitionCallback(2, estimate_from="last", correction=correction, loss_attribute="criterion")
     with pytest.raises(ValueError, match=r"Deaf.training_step does not call its 'criterion'"):
         trainer(tmp_path, [callback], max_epochs=4).fit(Deaf(), ToyData())
+
+
+# Routines that hold one optimizer
+
+
+class Routine(LightningModule):
+    """Of torch-uncertainty's form: the network, the loss and the optimizer's recipe come from outside."""
+
+    def __init__(self, model, loss, optim_recipe):
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.optim_recipe = optim_recipe
+        self.val_metrics = MetricCollection({"cls/Acc": MulticlassAccuracy(CLASSES)}, prefix="val/")
+
+    def forward(self, inputs):
+        return self.model(inputs)
+
+    def configure_optimizers(self):
+        return self.optim_recipe
+
+    def training_step(self, batch):
+        loss = self.loss(self(batch[0]), batch[1])
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch):
+        self.val_metrics.update(self(batch[0]).softmax(dim=1), batch[1])
+
+    def on_validation_epoch_end(self):
+        self.log_dict(self.val_metrics.compute())
+        self.val_metrics.reset()
+
+
+def routine_of_that_form():
+    network = backbone()
+    return Routine(network, nn.CrossEntropyLoss(), torch.optim.Adam(network.parameters(), lr=0.02))
+
+
+def routine_of_torch_uncertainty():
+    routines = pytest.importorskip("torch_uncertainty.routines")
+    network = backbone()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    return routines.ClassificationRoutine(network, CLASSES, nn.CrossEntropyLoss(), optim_recipe=optimizer)
+
+
+@pytest.mark.filterwarnings("ignore:T is estimated on TensorDataset, the training data set")
+@pytest.mark.filterwarnings("ignore:You called `self.log")
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+@pytest.mark.parametrize("make", [routine_of_that_form, routine_of_torch_uncertainty])
+def test_a_routine_that_holds_one_optimizer_is_served(tmp_path, make):
+    callback = EstimateTransitionCallback(
+        2,
+        monitor="val/cls/Acc",
+        mode="max",
+        correction=ForwardCorrection(num_classes=CLASSES),
+        loss_attribute="loss",
+    )
+    both, alone = make(), make()
+    loaders = ToyData().train_dataloader(), ToyData().val_dataloader()
+    fit = trainer if isinstance(both, LightningModule) else partial(trainer, kind=lightning.pytorch.Trainer)
+    fit(tmp_path, [callback], max_epochs=4).fit(both, *loaders)
+    alone.loss = ForwardCorrection(callback.transition)
+    fit(tmp_path, max_epochs=2).fit(alone, *loaders)
+    assert callback.stage == 2
+    assert torch.equal(weights(both.model), weights(alone.model))

@@ -72,24 +72,6 @@ def test_the_trainer_keeps_its_limits(tmp_path):
     assert run.current_epoch == 3
 
 
-def test_an_optimizer_that_is_not_rebuilt_is_refused(tmp_path):
-    class Stale(ForeignClassifier):
-        optimizer = None
-
-        def configure_optimizers(self):
-            self.optimizer = self.optimizer or torch.optim.SGD(self.parameters(), lr=0.1)
-            return self.optimizer
-
-    callback = EstimateTransitionCallback(
-        1,
-        estimate_from="last",
-        correction=ForwardCorrection(num_classes=CLASSES),
-        loss_attribute="criterion",
-    )
-    with pytest.raises(RuntimeError, match="returned stage one's optimizer again"):
-        trainer(tmp_path, [callback], max_epochs=2).fit(Stale(), ToyData())
-
-
 def test_checkpoints_keep_the_best_of_each_stage(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path / "ckpt", monitor="val_accuracy", mode="max", save_last=True)
     callback = EstimateTransitionCallback(3)
