@@ -131,12 +131,24 @@ class EstimateTransitionCallback(RunPhases):
             self.correction.initialize(self._fit(trainer, pl_module).num_classes)
             self._criterion_called = attach(self.correction, pl_module, self.loss_attribute)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop where the module trains without the criterion that was to be corrected."""
-        super().on_train_epoch_end(trainer, pl_module)
+    # A whole training step cannot be rehearsed without a trace: it may step optimizers, count and log by itself.
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Stop before the first step where the loss came without the criterion that was to be corrected."""
+        if pl_module.automatic_optimization:
+            self._require_called_criterion(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after the first batch where a module optimizes by itself, which may have other losses before."""
+        if not pl_module.automatic_optimization:
+            self._require_called_criterion(pl_module)
+
+    def _require_called_criterion(self, module: LightningModule) -> None:
         if self._criterion_called is not None and not self._criterion_called():
             raise BadValue(
-                f"{type(pl_module).__name__}.training_step does not call its {self.loss_attribute!r}, so its loss would"
+                f"{type(module).__name__}.training_step does not call its {self.loss_attribute!r}, so its loss would"
                 " not be corrected: loss_attribute must name the criterion that it calls as (logits, labels)."
             )
 

@@ -137,18 +137,40 @@ def test_manual_optimization_goes_through_both_stages(tmp_path):
     assert torch.equal(weights(both.net), weights(two.net))
 
 
-def test_a_criterion_that_training_does_not_call_is_refused(tmp_path):
+@pytest.mark.parametrize("manual", [False, True])
+def test_a_criterion_that_training_does_not_call_is_refused(tmp_path, manual):
     class Deaf(ForeignClassifier):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = not manual
+
         def training_step(self, batch, batch_idx):
-            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            if not manual:
+                return loss
+            self.manual_backward(loss)
+            return self.optimizers().step()
 
         def validation_step(self, batch, batch_idx):
             self.criterion(self(batch[0]), batch[1])
 
     correction = ForwardCorrection(num_classes=CLASSES)
     callback = EstimateTransitionCallback(2, estimate_from="last", correction=correction, loss_attribute="criterion")
+    run = trainer(tmp_path, [callback], max_epochs=4)
     with pytest.raises(ValueError, match=r"Deaf.training_step does not call its 'criterion'"):
-        trainer(tmp_path, [callback], max_epochs=4).fit(Deaf(), ToyData())
+        run.fit(Deaf(), ToyData())
+    assert run.global_step == manual
+
+
+def test_a_first_batch_may_be_skipped(tmp_path):
+    class Skips(ForeignClassifier):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) if batch_idx else None
+
+    correction = ForwardCorrection(num_classes=CLASSES)
+    callback = EstimateTransitionCallback(1, estimate_from="last", correction=correction, loss_attribute="criterion")
+    trainer(tmp_path, [callback], max_epochs=2).fit(Skips(), ToyData())
+    assert callback.stage == 2
 
 
 # Routines that hold one optimizer
