@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from noisylightning import internals
 from noisylightning.errors import BadType
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
 from noisylightning.phases.base import Fit, Phase
+from noisylightning.phases.evidence import doubt
 from noisylightning.phases.identity import identify
 from noisylightning.predictions import collect
 from noisylightning.report import publish_transition
@@ -85,6 +86,12 @@ class EstimationPhase(Phase):
         fit.memory.transition = transition
         examples = f"{len(loader.dataset):,} examples"  # type: ignore[arg-type]
         self._publish(fit, transition, f"{type(estimator).__name__}, {chosen.origin}, {examples}")
+        found = doubt(transition, estimator.class_counts.cpu(), chosen.accuracy)
+        if found is not None:
+            rank_zero_warn(
+                f"T-hat contradicts the evidence: {found}; estimate it from weights that fit the noisy labels neither"
+                " too little nor by heart (monitor, stage_one_epochs), or with another estimator."
+            )
 
     def _publish(self, fit: Fit, transition: Tensor, source: str) -> None:
         trainer = fit.trainer

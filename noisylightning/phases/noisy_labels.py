@@ -126,7 +126,8 @@ class NoisyLabelsPhase(Phase):
         if self.estimate_from == "last" or internals.dev_batches(fit.trainer):
             weights = internals.judged_weights(fit.trainer, fit.module)
             origin = f"weights after {fit.trainer.global_step} steps"
-            fit.memory.chosen = Chosen(weights, fit.trainer.current_epoch - 1, origin)
+            accuracy = None if fit.within_epoch else self._accuracy(fit.trainer)  # else it is of weights before
+            fit.memory.chosen = Chosen(weights, fit.trainer.current_epoch - 1, origin, accuracy)
         elif fit.memory.chosen is None:
             raise BadValue(
                 f"estimate_from='best' has met no {self.monitor!r} in stage one: validate at least once before its end,"
@@ -154,7 +155,16 @@ class NoisyLabelsPhase(Phase):
         if self.estimate_from == "best":
             epoch = trainer.current_epoch
             origin = f"epoch {epoch} with {self.monitor} {score:.4f}"
-            fit.memory.chosen = Chosen(internals.judged_weights(trainer, fit.module), epoch, origin)
+            weights = internals.judged_weights(trainer, fit.module)
+            fit.memory.chosen = Chosen(weights, epoch, origin, self._accuracy(trainer))
+
+    def _accuracy(self, trainer: Trainer) -> float | None:
+        """Return the accuracy that the last validation logged, by our name for it or as the monitor."""
+        for name in ("val_accuracy", self.monitor):
+            if "acc" in name.lower() and name in trainer.callback_metrics:
+                value = float(trainer.callback_metrics[name])
+                return value if 0 <= value <= 1 else None
+        return None
 
     def hears_stop(self, fit: Fit) -> bool:
         """Take early stopping's request to stop as the end of the phase."""

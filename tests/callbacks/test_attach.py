@@ -162,6 +162,7 @@ def test_a_criterion_that_training_does_not_call_is_refused(tmp_path, manual):
     assert run.global_step == manual
 
 
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_a_first_batch_may_be_skipped(tmp_path):
     class Skips(ForeignClassifier):
         def training_step(self, batch, batch_idx):

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
-from toy import CLASSES, ToyData, classifier, trainer, weights
+from toy import CLASSES, Scripted, ToyData, classifier, trainer, weights
 
 from noisylightning import (
     AnchorEstimator,
@@ -126,6 +126,7 @@ def test_an_augmenting_estimation_loader_is_named(tmp_path):
         trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(classifier(), Data())
 
 
+@pytest.mark.filterwarnings("ignore:T-hat contradicts the evidence")
 def test_t_hat_is_saved_before_backward_refuses_it(tmp_path):
     """T-hat is finished work: a singular one must not be lost to the error that it causes."""
 
@@ -138,3 +139,12 @@ def test_t_hat_is_saved_before_backward_refuses_it(tmp_path):
     with pytest.raises(ValueError, match=r"[Ss]ingular|condition"):
         trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
     assert (tmp_path / "transition.npy").exists()
+
+
+def test_an_estimate_against_the_evidence_is_said(tmp_path):
+    class Sure(AnchorEstimator):
+        def compute(self):
+            return torch.eye(CLASSES)
+
+    with pytest.warns(UserWarning, match=r"T-hat is nearly the identity, though noisy validation accuracy is only 0.5"):
+        trainer(tmp_path, [EstimateTransitionCallback(1, estimator=Sure)], max_epochs=2).fit(Scripted(0.5), ToyData())

@@ -66,6 +66,7 @@ def test_steps_end_stage_one_within_an_epoch(tmp_path):
     assert [stage for _, stage in losses] == [1] * 8 + [2] * 10
 
 
+@pytest.mark.filterwarnings("ignore:T-hat contradicts the evidence")  # the accuracies are made up
 def test_a_plateau_ends_stage_one(tmp_path):
     callback = EstimateTransitionCallback(8, patience=2)
     model = Scripted(0.3, 0.5, 0.5, 0.4, 0.9)
