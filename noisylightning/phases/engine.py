@@ -145,14 +145,19 @@ class RunPhases(Callback):
         """Go to the next phase where its time has come."""
         self._advance(self._fit(trainer, pl_module))
         # Once, after every beginning of a phase, which may draw from the random state.
-        if self is next((engine for engine in reversed(_engines(trainer)) if engine.phase is not None), None):
+        if self is self._last_running(trainer):
             assert self._memory.seed is not None
             internals.reseed(trainer, self._memory.seed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Go to the next phase within an epoch, where the running one is counted in steps."""
+        advanced = False
         if self._waiting and self.phase is not None:
-            self._advance(self._fit(trainer, pl_module, within_epoch=True))
+            advanced = self._advance(self._fit(trainer, pl_module, within_epoch=True))
+        if (batch_idx == 0 or advanced) and self is self._last_running(trainer):
+            # Once an epoch, and the bar shows it to the epoch's end: logging at each step costs a small network much.
+            stage = sum(engine.stage for engine in _engines(trainer))
+            pl_module.log("stage", float(stage), prog_bar=True, logger=False, on_step=True, on_epoch=False)
         if self.phase is not None:
             self.phase.on_train_batch_start(self._fit(trainer, pl_module))
 
@@ -204,6 +209,11 @@ class RunPhases(Callback):
         """Let the running phase act."""
         if self.phase is not None:
             self.phase.on_train_end(self._fit(trainer, pl_module))
+
+    @staticmethod
+    def _last_running(trainer: Trainer) -> "RunPhases | None":
+        """Return the one engine that does what is to be done once for all."""
+        return next((engine for engine in reversed(_engines(trainer)) if engine.phase is not None), None)
 
     def _fit(self, trainer: Trainer, module: LightningModule, within_epoch: bool = False) -> Fit:
         return Fit(trainer, module, self._memory, within_epoch)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.utils.data import DataLoader
 from toy import (
     CLASSES,
     ForeignClassifier,
@@ -25,6 +26,7 @@ from noisylightning import (
     EstimateTransitionCallback,
     ForwardCorrection,
     NoCorrection,
+    internals,
 )
 
 
@@ -190,3 +192,30 @@ def test_a_checkpoint_of_other_settings_is_refused(begun, tmp_path, arguments, m
     run = trainer(tmp_path, [EstimateTransitionCallback(2, **arguments)], 4)
     with pytest.raises(ValueError, match=message):
         run.fit(model, ToyData(), ckpt_path=begun / "epoch=2.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("correction", [ForwardCorrection, NoCorrection])
+def test_at_the_same_seed_stage_one_is_the_run_without_the_callback(tmp_path, correction):
+    """Dropout, shuffling and all, with T = identity to the bit; cross-entropy itself rounds its gradient otherwise."""
+
+    class Shuffled(ToyData):
+        def train_dataloader(self):
+            return DataLoader(self.train, batch_size=16, shuffle=True)
+
+    class Reseed(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            internals.reseed(trainer, 5)
+
+    def fit(callback, epochs, correction):
+        torch.manual_seed(5)
+        model, folder = classifier(dropout=0.3, correction=correction), tmp_path / type(callback).__name__
+        every = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        trainer(folder, [callback, every], epochs, enable_checkpointing=True).fit(model, Shuffled())
+        return torch.load(folder / "epoch=1.ckpt", weights_only=True)["state_dict"]
+
+    ours = fit(EstimateTransitionCallback(2), 3, ForwardCorrection(num_classes=CLASSES))
+    plain = fit(Reseed(), 2, correction(num_classes=CLASSES))
+    for name in (name for name in ours if name.startswith("backbone")):
+        if correction is ForwardCorrection:
+            assert torch.equal(ours[name], plain[name])
+        torch.testing.assert_close(ours[name], plain[name], atol=1e-6, rtol=0)

@@ -1,14 +1,15 @@
-"""What a restart within a fit does to schedules, optimizers and peers."""
+"""The engine: a new phase in it, and what a restart within a fit does to schedules, optimizers and peers."""
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
-from toy import CLASSES, ForeignClassifier, ToyData, classifier, trainer
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint, WeightAveraging
+from toy import CLASSES, ForeignClassifier, ToyData, classifier, trainer, weights
 
 from noisylightning import (
     EstimateTransitionCallback,
     ForwardCorrection,
 )
+from noisylightning.phases import CorrectionPhase, EstimationPhase, NoisyLabelsPhase, Phase, RunPhases
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,97 @@ def test_weight_averages_begin_again(tmp_path):
     callback = EstimateTransitionCallback(2)
     trainer(tmp_path, [callback, Average()], max_epochs=4).fit(classifier(), ToyData())
     assert sorted(seen) == [(stage, count) for stage in (1, 2) for count in range(1, 13)]
+
+
+# What a phase is to the engine
+
+
+class Pause(Phase):
+    """Trains on as it is, for some epochs: a phase that the package does not know."""
+
+    name = "pause"
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.left = epochs
+
+    def on_train_epoch_end(self, fit):
+        self.left -= 1
+
+    def is_over(self, fit):
+        return self.left == 0
+
+    @property
+    def config(self):
+        return {"pause": self.epochs}
+
+    def state_dict(self):
+        return {"left": self.left}
+
+    def load_state_dict(self, state):
+        self.left = state["left"]
+
+
+def with_a_pause(folder, ckpt_path=None, pause=2):
+    phases = [NoisyLabelsPhase(1, estimate_from="last"), Pause(pause), EstimationPhase(), CorrectionPhase()]
+    names = []
+
+    class Names(Callback):
+        def on_train_batch_start(self, trainer, *args):
+            names.append(run.phase.name)
+
+    run, model = RunPhases(phases), classifier(dropout=0.3)
+    every = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    fit = trainer(folder, [run, every, Names()], max_epochs=5, enable_checkpointing=True)
+    torch.manual_seed(0)
+    fit.fit(model, ToyData(), ckpt_path=ckpt_path, weights_only=True)
+    return model, names[::6], run
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_new_phase_is_a_class_and_an_entry_in_the_list(tmp_path):
+    whole, names, run = with_a_pause(tmp_path)
+    assert names == ["noisy labels", "pause", "pause", "correction", "correction"]
+    assert run.stage == 3
+    for epoch in (0, 1, 2, 3):
+        again, *_ = with_a_pause(tmp_path, tmp_path / f"epoch={epoch}.ckpt")
+        assert torch.equal(weights(again), weights(whole)), epoch
+    with pytest.raises(ValueError, match=r"RunPhases\(pause=2\), but this one has pause=1"):
+        with_a_pause(tmp_path, tmp_path / "epoch=1.ckpt", pause=1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_interrupted_beginning_is_done_again(tmp_path):
+    """Stopped within the estimation, the fit resumes before it, and estimates from the same weights."""
+
+    def fit(dies, **options):
+        def predict(module, batch):
+            if dies and module.trainer.global_step > 0:
+                raise KeyboardInterrupt
+            return module(batch[0]), batch[1]
+
+        callback, model = EstimateTransitionCallback(2, predict=predict), classifier(dropout=0.3)
+        run = trainer(tmp_path, [callback, OnExceptionCheckpoint(tmp_path)], max_epochs=4, enable_checkpointing=True)
+        torch.manual_seed(0)
+        try:
+            run.fit(model, ToyData(), weights_only=True, **options)
+        except (KeyboardInterrupt, SystemExit):
+            assert callback.stage == 1
+        return callback.transition
+
+    whole = fit(dies=False)
+    fit(dies=True)
+    assert torch.equal(fit(dies=False, ckpt_path=tmp_path / "on_exception.ckpt"), whole)
+
+
+def test_the_bar_says_which_stage(tmp_path):
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            seen.append(trainer.progress_bar_metrics["stage"])
+
+    callback = EstimateTransitionCallback(stage_one_steps=8, estimate_from="last")
+    run = trainer(tmp_path, [callback, Look()], max_epochs=3)
+    run.fit(classifier(), ToyData())
+    assert seen == [1.0] * 8 + [2.0] * 10
