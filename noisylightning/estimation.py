@@ -11,10 +11,10 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from noisylightning.atomic import written_whole
-from noisylightning.callbacks.estimate import EstimatorFactory
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
+from noisylightning.phases.estimation import EstimatorFactory
 from noisylightning.plotting import draw_transition
 from noisylightning.transition import relative_l1_error
 

@@ -7,7 +7,7 @@ changes one is noticed there first. Callbacks and strategies are told apart by n
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from noisylightning.errors import BadValue, NotReady
 
@@ -75,21 +76,20 @@ def double_length(trainer: Trainer) -> tuple[int | None, int | None]:
     return None if epochs == -1 else epochs, None if steps == -1 else steps
 
 
-def plan_schedules(trainer: Trainer) -> None:
+def plan_schedules(trainer: Trainer, span: Callable[[Trainer], tuple[int, int]]) -> None:
     """Build optimizers, now and at each restart, as if a phase of the fit were a fit of its own.
 
-    While they are built ``max_epochs``, ``max_steps`` and ``estimated_stepping_batches`` speak of the phase that the
-    callbacks' ``schedule_span(trainer)`` tell, the last of them that knows: epochs and steps, -1 for no limit.
+    While they are built ``max_epochs``, ``max_steps`` and ``estimated_stepping_batches`` speak of ``span(trainer)``,
+    the epochs and steps of the phase, -1 for no limit.
     """
     build = trainer.strategy.setup_optimizers
     if getattr(build, "spans_a_phase", False):
         return
 
     def planned(trainer: Trainer) -> None:
-        spans = [peer.schedule_span(trainer) for peer in callbacks(trainer) if hasattr(peer, "schedule_span")]
         loop = trainer.fit_loop
         whole = loop.max_epochs, loop.epoch_loop.max_steps
-        loop.max_epochs, loop.epoch_loop.max_steps = next((span for span in reversed(spans) if span), whole)
+        loop.max_epochs, loop.epoch_loop.max_steps = span(trainer)
         try:
             build(trainer)
         finally:
@@ -99,17 +99,14 @@ def plan_schedules(trainer: Trainer) -> None:
     trainer.strategy.setup_optimizers = planned  # type: ignore[method-assign]
 
 
-def rest_of_the_fit(trainer: Trainer, within_epoch: bool = False) -> tuple[int, int]:
-    """Return the epochs and optimizer steps that are left, up to fine-tuning where it comes; -1 is no limit."""
-    ends = [peer.from_epoch for peer in callbacks(trainer) if _is_a(peer, {"FineTuneOnTrusted"}) and not peer.began]
-    assert trainer.max_epochs is not None
-    last = min([*ends, trainer.max_epochs]) if trainer.max_epochs != -1 else min(ends, default=-1)
+def rest_of_the_fit(trainer: Trainer, end: int, within_epoch: bool = False) -> tuple[int, int]:
+    """Return the epochs that are left before the epoch ``end``, and the optimizer steps; -1 is no limit."""
     steps = trainer.max_steps
     if steps == -1 and within_epoch:  # not a whole number of epochs
         estimated = trainer.estimated_stepping_batches
         steps = -1 if math.isinf(estimated) else int(estimated)
     return (
-        last if last == -1 else last - trainer.current_epoch,
+        end if end == -1 else end - trainer.current_epoch,
         steps if steps == -1 else steps - trainer.global_step,
     )
 
@@ -208,19 +205,15 @@ def first_state(trainer: Trainer) -> dict[str, Any]:
     return {
         "precision": dict(trainer.precision_plugin.state_dict()),
         "peers": {peer.state_key: deepcopy(peer.state_dict()) for peer in _peers(trainer)},
+        "optimizers": [_state_of(optimizer) for optimizer in trainer.strategy.optimizers],
+        "schedulers": [_state_of(config.scheduler) for config in trainer.strategy.lr_scheduler_configs],
     }
 
 
 def restart(trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
     """Begin training anew inside a running fit, from the weights as they are."""
     module.zero_grad(set_to_none=True)
-    before = list(trainer.strategy.optimizers)
-    trainer.strategy.setup_optimizers(trainer)
-    if any(old is new for old in before for new in trainer.strategy.optimizers):
-        raise NotReady(
-            f"{type(module).__name__}.configure_optimizers returned stage one's optimizer again, with its state:"
-            " make a new one at each call (in LightningCLI, take an OptimizerCallable)."
-        )
+    _renew_optimizers(trainer, module, state)
     trainer.precision_plugin.load_state_dict(state["precision"])
     for callback in callbacks(trainer):
         if _is_a(callback, {"WeightAveraging"}):
@@ -233,6 +226,91 @@ def restart(trainer: Trainer, module: LightningModule, state: dict[str, Any]) ->
                 first[kept] = getattr(peer, kept)
         if first:
             peer.load_state_dict(first)
+
+
+# Optimizers. A module may hold one and return it at each call of configure_optimizers: its first state is put back.
+
+
+def held_optimizers(module: LightningModule) -> list[Optimizer]:
+    """Return the optimizers among the module's attributes, or one level inside them, before it is asked for any."""
+    found = []
+    for value in vars(module).values():
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        found += [item for item in inside if isinstance(item, Optimizer)]
+    return found
+
+
+def require_restorable(trainer: Trainer, module: LightningModule, held: list[Optimizer]) -> None:
+    """Stop, before the first step, on a held optimizer whose first state could not be put back later."""
+    own = {id(parameter) for parameter in module.parameters()}
+    for optimizer in trainer.strategy.optimizers:
+        if not _has(held, optimizer):
+            continue
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        strange = sum(id(parameter) not in own for parameter in trained)
+        if strange:
+            raise BadValue(
+                f"{type(module).__name__} holds one {type(optimizer).__name__}, {strange} of whose {len(trained)}"
+                " parameters are not the module's, so no stage could begin them again: make the optimizer in"
+                " configure_optimizers."
+            )
+        _put_back(module, optimizer, _state_of(optimizer))
+
+
+def _renew_optimizers(trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
+    strategy = trainer.strategy
+    firsts = list(zip(strategy.optimizers, state["optimizers"], strict=False))
+    scheduler_firsts = [
+        (config.scheduler, first)
+        for config, first in zip(strategy.lr_scheduler_configs, state["schedulers"], strict=False)
+    ]
+    strategy.setup_optimizers(trainer)
+    kept = [(optimizer, first) for optimizer, first in firsts if _has(strategy.optimizers, optimizer)]
+    if not kept:
+        return
+    for optimizer, first in kept:
+        _put_back(module, optimizer, _before_schedules(first))
+    strategy.setup_optimizers(trainer)  # for schedulers made anew, which read the optimizer's rates
+    schedulers: list[Any] = [config.scheduler for config in strategy.lr_scheduler_configs]
+    for scheduler, first in scheduler_firsts:
+        if _has(schedulers, scheduler):
+            _put_back(module, scheduler, first)
+    new = [scheduler for scheduler in schedulers if not _has([old for old, _ in scheduler_firsts], scheduler)]
+    for optimizer, first in kept:
+        if not _has([scheduler.optimizer for scheduler in new], optimizer):
+            _put_back(module, optimizer, first)
+
+
+def _has(things: Iterable[object], thing: object) -> bool:
+    return any(item is thing for item in things)
+
+
+def _state_of(thing: Any) -> dict[str, Any] | None:
+    try:
+        return deepcopy(thing.state_dict())
+    except Exception:  # no matter where a new one is made at each restart
+        return None
+
+
+def _before_schedules(first: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return an optimizer's state as it was before schedulers came, which keep its rate as ``initial_lr``."""
+    first = deepcopy(first)
+    for group in [] if first is None else first["param_groups"]:
+        group["lr"] = group.pop("initial_lr", group["lr"])
+    return first
+
+
+def _put_back(module: LightningModule, thing: Any, first: dict[str, Any] | None) -> None:
+    try:
+        if first is None:
+            raise TypeError("it has no state_dict that can be copied")
+        thing.load_state_dict(deepcopy(first))
+    except Exception as error:
+        raise NotReady(
+            f"{type(module).__name__}.configure_optimizers returns one {type(thing).__name__} at every call, whose"
+            f" first state cannot be put back ({error}): make a new one at each call (in LightningCLI, take an"
+            " OptimizerCallable)."
+        ) from error
 
 
 # Data

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_callback import estimate_by_hand
-from toy import ToyData, classifier
+from toy import ToyData, classifier, estimate_by_hand
 
 SCRIPT = Path(__file__).parent / "distributed_fit.py"
 

@@ -5,7 +5,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from noisylightning import ForwardCorrection, NoisyLabelClassifier
+from noisylightning import AnchorEstimator, ForwardCorrection, NoisyLabelClassifier
 from noisylightning.transition import from_flips
 
 CLASSES, FEATURES = 3, 5
@@ -78,7 +78,7 @@ class Scripted(NoisyLabelClassifier):
         self.log("val_accuracy", self.scores[min(self.current_epoch, len(self.scores) - 1)])
 
 
-def trainer(tmp_path, callbacks=(), max_epochs: int = 4, **kwargs) -> Trainer:
+def trainer(tmp_path, callbacks=(), max_epochs: int = 4, kind=Trainer, **kwargs) -> Trainer:
     defaults = {
         "accelerator": "cpu",
         "devices": 1,
@@ -88,7 +88,7 @@ def trainer(tmp_path, callbacks=(), max_epochs: int = 4, **kwargs) -> Trainer:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), max_epochs=max_epochs, **(defaults | kwargs))
+    return kind(default_root_dir=tmp_path, callbacks=list(callbacks), max_epochs=max_epochs, **(defaults | kwargs))
 
 
 class ForeignClassifier(LightningModule):
@@ -112,3 +112,15 @@ class ForeignClassifier(LightningModule):
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs)]
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def estimate_by_hand(module: nn.Module, data: ToyData) -> torch.Tensor:
+    inputs, labels = data.train.tensors
+    estimator = AnchorEstimator(CLASSES)
+    with torch.no_grad():
+        estimator.update(module.eval()(inputs).softmax(dim=1), labels)
+    return estimator.compute()

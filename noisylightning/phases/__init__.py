@@ -1,0 +1,23 @@
+"""Phases of a fit, one after the other: on noisy labels, estimation of T, with the correction, on trusted labels.
+
+A new phase is a subclass of :class:`Phase` in a file of its own, and an entry in the list that :class:`RunPhases` runs.
+"""
+
+from noisylightning.phases.base import Chosen, Fit, Memory, Phase
+from noisylightning.phases.correction import CorrectionPhase
+from noisylightning.phases.engine import RunPhases
+from noisylightning.phases.estimation import EstimationPhase
+from noisylightning.phases.noisy_labels import NoisyLabelsPhase
+from noisylightning.phases.trusted import TrustedPhase
+
+__all__ = [
+    "Chosen",
+    "CorrectionPhase",
+    "EstimationPhase",
+    "Fit",
+    "Memory",
+    "NoisyLabelsPhase",
+    "Phase",
+    "RunPhases",
+    "TrustedPhase",
+]

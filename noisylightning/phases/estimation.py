@@ -1,0 +1,123 @@
+"""Estimating T within a fit, from a network that was trained on the noisy labels."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from noisylightning import internals
+from noisylightning.errors import BadType
+from noisylightning.estimators import AnchorEstimator, TransitionEstimator
+from noisylightning.phases.base import Fit, Phase
+from noisylightning.phases.evidence import doubt
+from noisylightning.phases.identity import identify
+from noisylightning.predictions import collect
+from noisylightning.report import publish_transition
+from noisylightning.transition import relative_l1_error
+
+EstimatorFactory = Callable[[int], TransitionEstimator]
+"""Makes an estimator from the number of classes: an estimator's class, or a partial of one."""
+
+Predict = collect.Predict
+
+
+def predict_first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Predict on the batches of most projects: ``(inputs, labels, ...)``."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise BadType(
+            f"T is estimated from batches (inputs, labels, ...), but a batch is a {type(batch).__name__}: pass predict,"
+            " which maps the module and a batch to (logits, noisy labels)."
+        )
+    return module(batch[0]), batch[1]
+
+
+class EstimationPhase(Phase):
+    """Estimate T from the weights that the phase before has chosen, and leave T-hat for the next.
+
+    T is estimated on ``estimation_dataloader()`` of the data module or the module; on the training data set where there
+    is none. In the trainer's log directory it leaves ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``,
+    the weights that T-hat comes from, which the module has from here on.
+
+    Args:
+        estimator: Makes the estimator from the number of classes.
+        predict: Maps ``(module, batch)`` to ``(logits, noisy labels)``; by default ``module(batch[0]), batch[1]``.
+
+    Attributes:
+        epoch: Epoch of the weights that T-hat comes from; -1 before.
+        checkpoint: File of these weights; empty before.
+
+    Raises:
+        TypeError: If ``estimator`` is an estimator itself.
+    """
+
+    name = "estimation"
+    trains = False
+
+    def __init__(self, estimator: EstimatorFactory = AnchorEstimator, predict: Predict = predict_first_two) -> None:
+        if isinstance(estimator, TransitionEstimator):
+            raise BadType(
+                f"estimator must make an estimator from the number of classes, but an {type(estimator).__name__} was"
+                " passed: pass the class, or a functools.partial of it."
+            )
+        self.estimator = estimator
+        self.predict = predict
+        self.epoch = -1
+        self.checkpoint = ""
+        # Now: a callable may count what it has seen.
+        self._config = {"estimator": identify(estimator), "predict": identify(predict)}
+
+    def rehearse(self, fit: Fit) -> None:
+        """Put the first batch through the estimation pass."""
+        collect.warn_of_randomness(fit.trainer, fit.module)
+        loader = collect.estimation_loader(fit.trainer, fit.module, rehearsal=True)
+        collect.feed(fit.trainer, fit.module, loader, self.estimator(fit.num_classes), self.predict)
+
+    def begin(self, fit: Fit) -> None:
+        """Estimate T."""
+        chosen = fit.memory.chosen
+        assert chosen is not None
+        self.epoch = chosen.epoch
+        fit.module.load_state_dict(chosen.weights)
+        internals.share_buffers(fit.trainer, fit.module)
+        loader = collect.estimation_loader(fit.trainer, fit.module)
+        estimator = self.estimator(fit.num_classes)
+        transition = collect.estimate(fit.trainer, fit.module, loader, estimator, self.predict)
+        fit.memory.transition = transition
+        examples = f"{len(loader.dataset):,} examples"  # type: ignore[arg-type]
+        self._publish(fit, transition, f"{type(estimator).__name__}, {chosen.origin}, {examples}")
+        found = doubt(transition, estimator.class_counts.cpu(), chosen.accuracy)
+        if found is not None:
+            rank_zero_warn(
+                f"T-hat contradicts the evidence: {found}; estimate it from weights that fit the noisy labels neither"
+                " too little nor by heart (monitor, stage_one_epochs), or with another estimator."
+            )
+
+    def _publish(self, fit: Fit, transition: Tensor, source: str) -> None:
+        trainer = fit.trainer
+        true = internals.data_attribute(trainer, "transition")
+        error = "" if true is None else f"; relative L1 error {relative_l1_error(transition, true.cpu()):.4f}"
+        folder = trainer.log_dir  # a collective: every process asks
+        saved = ""
+        if not internals.dev_batches(trainer):
+            assert folder is not None
+            self.checkpoint = f"{folder}/stage_one.ckpt"
+            trainer.save_checkpoint(self.checkpoint, weights_only=True)
+            names = internals.data_attribute(trainer, "class_names")
+            if trainer.is_global_zero:
+                publish_transition(transition, true, folder, trainer.loggers, trainer.global_step, names)
+            saved = f"; saved in {folder}"
+        rank_zero_info(f"T estimated ({source}){error}{saved}.")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its arguments, by their names."""
+        return self._config
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the weights were that T-hat comes from."""
+        return {"epoch": self.epoch, "checkpoint": self.checkpoint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take this up."""
+        self.epoch, self.checkpoint = state["epoch"], state["checkpoint"]
