@@ -60,6 +60,7 @@ class EstimatingTrainer(Trainer):
         ckpt_path: str | None = None,
         output: str | Path = "transition.npy",
         estimator: EstimatorFactory = AnchorEstimator,
+        weights_only: bool | None = None,
     ) -> Tensor:
         """Estimate T from a checkpoint by a prediction pass over the training data.
 
@@ -71,6 +72,7 @@ class EstimatingTrainer(Trainer):
             ckpt_path: Checkpoint to load; the weights as they are where it is left out.
             output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
             estimator: Makes the estimator from the number of classes.
+            weights_only: Whether the checkpoint may hold plain data only, as it may where this is left out.
 
         Returns:
             T-hat, ``(C, C)``.
@@ -84,7 +86,9 @@ class EstimatingTrainer(Trainer):
         datamodule.prepare_data()
         datamodule.setup("fit")
         loader = datamodule.estimation_dataloader()
-        self.predict(model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
+        self.predict(
+            model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only is not False
+        )
         assert collect.transition is not None
         if self.is_global_zero:
             _save(collect.transition, output, getattr(datamodule, "transition", None), len(loader.dataset))

@@ -14,7 +14,7 @@ from PIL import Image
 from noisylightning import NoisyLabelClassifier
 from noisylightning.cli import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TWO_EPOCHS = ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
 
 

@@ -1,0 +1,170 @@
+"""What the commands do: LightningCLI with a command ``estimate``, links from the data, and a closing table."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from torch import Tensor
+
+from noisylightning.callbacks.estimate import EstimatorFactory
+from noisylightning.cli.help import COMMANDS, class_help
+from noisylightning.cli.parser import Parser
+from noisylightning.cli.terminal import EpochLines, progress, quiet_terminal
+from noisylightning.errors import BadValue, NoSuchPackage, UserError
+from noisylightning.estimation import EstimatingTrainer, estimate_from_table
+from noisylightning.estimators import AnchorEstimator
+from noisylightning.internals import dev_batches
+from noisylightning.module import NoisyLabelClassifier
+from noisylightning.summary import summarize
+
+
+class CommandTrainer(EstimatingTrainer):
+    """A Trainer whose methods are the commands."""
+
+    def estimate(  # type: ignore[override]
+        self,
+        model: LightningModule | None = None,
+        datamodule: Any = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        probs: Path | None = None,
+        labels: Path | None = None,
+        output: Path = Path("transition.npy"),
+        estimator: EstimatorFactory = AnchorEstimator,
+    ) -> Tensor:
+        """Estimate T from a checkpoint, or from a table of predictions."""
+        if probs is not None and labels is not None:
+            return estimate_from_table(probs, labels, output, estimator)
+        if model is None or datamodule is None:
+            raise BadValue(
+                "estimate needs --model and --data, most simply by --config FILE.yaml, and --ckpt_path; or --probs and"
+                " --labels, a table of predictions."
+            )
+        return super().estimate(model, datamodule, ckpt_path, output, estimator, weights_only)
+
+
+_BACKBONE = "model.init_args.backbone.init_args"
+SIZES = {"num_features": f"{_BACKBONE}.in_features", "vocab_size": f"{_BACKBONE}.vocab_size"}
+"""Sizes that the data gives where the configuration does not, and where they go."""
+
+
+class NoisyLightningCLI(LightningCLI):
+    """LightningCLI that takes sizes from the data and closes a fit with a table."""
+
+    _linked = SIZES
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Make the parser, and keep how it is made."""
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        self._setup = add_subcommands, main_kwargs, subparser_kwargs
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the data say how many classes, features and words there are, where it and the network know of them."""
+        for owner in ("model.init_args", _BACKBONE):
+            parser.link_arguments("data.num_classes", f"{owner}.num_classes", apply_on="instantiate")
+        for source, target in self._linked.items():
+            parser.link_arguments(f"data.{source}", target, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; where sizes are given, parse anew without their links.
+
+        A link's target goes into no saved configuration, so a size that the data does not know would be lost.
+        """
+        super().parse_arguments(parser, args)
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        unknown = {source: target for source, target in SIZES.items() if config.get(target) is None}
+        if unknown != self._linked:
+            self._linked = unknown
+            self.setup_parser(*self._setup)
+            super().parse_arguments(self.parser, args)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and ``estimate``."""
+        return {**LightningCLI.subcommands(), "estimate": {"model", "datamodule"}}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer, with a bar of ours."""
+        config = self._get(self.config_init, "trainer", default={})
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        shown = progress(given) if config.get("enable_progress_bar") is not False else None
+        if isinstance(shown, EpochLines):
+            kwargs["enable_progress_bar"] = False
+        try:
+            return super().instantiate_trainer(callbacks=[*given, shown] if shown else given, **kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise BadValue(f"--trainer: {error}") from error
+
+    def after_fit(self) -> None:
+        """Show what the fit has reached."""
+        if isinstance(self.model, NoisyLabelClassifier) and not dev_batches(self.trainer):
+            summarize(self.trainer, self.model, self.datamodule)
+
+
+def main(args: ArgsType = None) -> None:
+    """Run ``noisylightning fit|validate|test|predict|estimate``.
+
+    Args:
+        args: Command-line arguments; ``sys.argv`` where they are left out.
+    """
+    given = sys.argv[1:] if args is None else args
+    try:
+        if isinstance(given, list) and (text := class_help(given)) is not None:
+            print(text, end="")
+            sys.exit()
+        with quiet_terminal():
+            NoisyLightningCLI(
+                trainer_class=CommandTrainer,
+                trainer_defaults={"enable_model_summary": False},  # it would list our metrics
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,  # the module makes its own at each stage
+                seed_everything_default=0,
+                save_config_kwargs={"overwrite": True},
+                parser_class=Parser,
+                parser_kwargs={
+                    "prog": "noisylightning",
+                    "command": "",
+                    **{name: {"command": name} for name in COMMANDS},
+                },
+                args=args,
+            )
+    except Exception as error:
+        sentence = _sentence_of(error)
+        if sentence is None:
+            raise
+        sys.exit(f"noisylightning: {sentence}")
+
+
+def _sentence_of(error: BaseException) -> str | None:
+    """Return what an error says to the user, its traceback being of no use; None where it is of use.
+
+    jsonargparse wraps what a constructor raises, so the causes are looked at too.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        if isinstance(cause, ModuleNotFoundError) and not (cause.name or "").startswith("noisylightning"):
+            return str(_no_such_package(cause))
+        if missing := re.match(r"([\w.]+)\.__init__\(\) missing .*: (.*)", str(cause)):
+            return f"{missing[1]} needs {missing[2]}: give it on the command line or by --config FILE.yaml."
+        cause = cause.__cause__
+    return None
+
+
+def _no_such_package(error: ModuleNotFoundError) -> NoSuchPackage:
+    """Say which package is missing; Lightning's loggers name a requirement, an import the module."""
+    text = str(error)
+    requirement = re.search(r"Requirement '([^']+)'", text)
+    package = requirement[1] if requirement else (error.name or "").partition(".")[0]
+    if not package:
+        return NoSuchPackage(text.splitlines()[0])
+    return NoSuchPackage(f"A package that these options need is not installed: pip install '{package}'.")
