@@ -47,15 +47,21 @@ class CommandTrainer(EstimatingTrainer):
         return super().estimate(model, datamodule, ckpt_path, output, estimator, weights_only)
 
 
-_BACKBONE = "model.init_args.backbone.init_args"
-SIZES = {"num_features": f"{_BACKBONE}.in_features", "vocab_size": f"{_BACKBONE}.vocab_size"}
-"""Sizes that the data gives where the configuration does not, and where they go."""
+BACKBONE = "model.init_args.backbone.init_args"
+NETWORKS = (BACKBONE, f"{BACKBONE}.backbone.init_args")  # the second within a BatchNormHead
+CLASSES = {f"{owner}.num_classes": "data.num_classes" for owner in ("model.init_args", *NETWORKS)}
+SIZES = {
+    f"{network}.{size}": source
+    for network in NETWORKS
+    for size, source in (("in_features", "data.num_features"), ("vocab_size", "data.vocab_size"))
+}
+"""What a network takes from the data; sizes only where the configuration gives none."""
 
 
 class NoisyLightningCLI(LightningCLI):
     """LightningCLI that takes sizes from the data and closes a fit with a table."""
 
-    _linked = SIZES
+    _links = CLASSES | SIZES
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
@@ -65,22 +71,29 @@ class NoisyLightningCLI(LightningCLI):
         self._setup = add_subcommands, main_kwargs, subparser_kwargs
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data say how many classes, features and words there are, where it and the network know of them."""
-        for owner in ("model.init_args", _BACKBONE):
-            parser.link_arguments("data.num_classes", f"{owner}.num_classes", apply_on="instantiate")
-        for source, target in self._linked.items():
-            parser.link_arguments(f"data.{source}", target, apply_on="instantiate")
+        """Let the data say how many classes, features and words there are."""
+        for target, source in self._links.items():
+            parser.link_arguments(source, target, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; where sizes are given, parse anew without their links.
+        """Parse with all links, and anew with those that this network has a use for.
 
-        A link's target goes into no saved configuration, so a size that the data does not know would be lost.
+        Lightning writes what is linked into a checkpoint's hyper-parameters also where the network does not take it,
+        and jsonargparse leaves it out of the saved configuration also where the data does not know it.
         """
+        given = sys.argv[1:] if args is None else args
+        if any(str(argument).startswith("--print_config") for argument in given):  # prints, and ends, while it parses
+            self._links = CLASSES
+            self.setup_parser(*self._setup)
+            parser = self.parser
         super().parse_arguments(parser, args)
         config = self.config.get(self.config.get("subcommand") or "", self.config)
-        unknown = {source: target for source, target in SIZES.items() if config.get(target) is None}
-        if unknown != self._linked:
-            self._linked = unknown
+        self._links = {
+            target: source
+            for target, source in self._links.items()
+            if target in config and (target in CLASSES or config[target] is None)
+        }
+        if self._links != CLASSES | SIZES:
             self.setup_parser(*self._setup)
             super().parse_arguments(self.parser, args)
 
