@@ -1,5 +1,6 @@
 """The classes that an option takes by their bare names, and the nearest to a misspelt one."""
 
+import importlib
 import inspect
 from collections import Counter
 from collections.abc import Iterable
@@ -91,6 +92,13 @@ def _subclasses(base: type) -> set[type]:
             found.add(thing)
             waiting += thing.__subclasses__()
     return {thing for thing in found if "<locals>" not in thing.__qualname__ and "._" not in thing.__module__}
+
+
+def import_class(path: str) -> type:
+    """Return the class that ``package.module.Class`` names."""
+    module, _, name = path.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -2,15 +2,19 @@
 
 import re
 import sys
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torch import Tensor
 
 from noisylightning.callbacks.estimate import EstimatorFactory
+from noisylightning.cli.classes import import_class
 from noisylightning.cli.help import COMMANDS, class_help
 from noisylightning.cli.parser import Parser
 from noisylightning.cli.terminal import EpochLines, progress, quiet_terminal
@@ -58,10 +62,29 @@ SIZES = {
 """What a network takes from the data; sizes only where the configuration gives none."""
 
 
+def _is_required(config: Namespace, target: str) -> bool:
+    owner, _, name = target.rpartition(".init_args.")
+    parameter = signature(import_class(config[owner].class_path)).parameters.get(name)
+    return parameter is not None and parameter.default is parameter.empty
+
+
+def _size(source: str, target: str) -> Callable[[object], int]:
+    attribute = source.partition(".")[2]
+
+    def size(data: object) -> int:
+        if not hasattr(data, attribute):
+            option = target.replace(".init_args", "")
+            raise BadValue(f"{type(data).__name__} has no {attribute} that the network could take: give --{option}.")
+        return int(getattr(data, attribute))
+
+    return size
+
+
 class NoisyLightningCLI(LightningCLI):
     """LightningCLI that takes sizes from the data and closes a fit with a table."""
 
     _links = CLASSES | SIZES
+    _needed: frozenset[str] = frozenset()
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
@@ -73,7 +96,10 @@ class NoisyLightningCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the data say how many classes, features and words there are."""
         for target, source in self._links.items():
-            parser.link_arguments(source, target, apply_on="instantiate")
+            if target in self._needed:
+                parser.link_arguments("data", target, compute_fn=_size(source, target), apply_on="instantiate")
+            else:  # where the data does not know it, the network's default holds
+                parser.link_arguments(source, target, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse with all links, and anew with those that this network has a use for.
@@ -81,8 +107,8 @@ class NoisyLightningCLI(LightningCLI):
         Lightning writes what is linked into a checkpoint's hyper-parameters also where the network does not take it,
         and jsonargparse leaves it out of the saved configuration also where the data does not know it.
         """
-        given = sys.argv[1:] if args is None else args
-        if any(str(argument).startswith("--print_config") for argument in given):  # prints, and ends, while it parses
+        given = args if isinstance(args, list) else sys.argv[1:]
+        if any(argument.startswith("--print_config") for argument in given):  # prints, and ends, while it parses
             self._links = CLASSES
             self.setup_parser(*self._setup)
             parser = self.parser
@@ -93,9 +119,9 @@ class NoisyLightningCLI(LightningCLI):
             for target, source in self._links.items()
             if target in config and (target in CLASSES or config[target] is None)
         }
-        if self._links != CLASSES | SIZES:
-            self.setup_parser(*self._setup)
-            super().parse_arguments(self.parser, args)
+        self._needed = frozenset(target for target in self._links if target in SIZES and _is_required(config, target))
+        self.setup_parser(*self._setup)
+        super().parse_arguments(self.parser, args)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -167,8 +193,6 @@ def _sentence_of(error: BaseException) -> str | None:
             return str(cause)
         if isinstance(cause, ModuleNotFoundError) and not (cause.name or "").startswith("noisylightning"):
             return str(_no_such_package(cause))
-        if missing := re.match(r"([\w.]+)\.__init__\(\) missing .*: (.*)", str(cause)):
-            return f"{missing[1]} needs {missing[2]}: give it on the command line or by --config FILE.yaml."
         cause = cause.__cause__
     return None
 

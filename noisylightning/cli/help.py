@@ -1,6 +1,5 @@
 """What ``--help`` says: of the commands, and of the classes that their options take."""
 
-import importlib
 import re
 import shutil
 from argparse import Action
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser
 from pytorch_lightning import Trainer
 
-from noisylightning.cli.classes import Kind, classes_of, kind_of, nearest
+from noisylightning.cli.classes import Kind, classes_of, import_class, kind_of, nearest
 from noisylightning.errors import BadValue
 
 
@@ -101,7 +100,8 @@ def _overview() -> str:
     ]  # fmt: skip
     for name, command in COMMANDS.items():
         lines += ["", _table([(name, command.purpose)], 10), _shell(command.example, " " * 6)]
-    lines += ["", "noisylightning COMMAND --help says more. configs/README.md lists what configurations there are."]
+    more = "noisylightning COMMAND --help says more; configs/README.md lists what configurations there are."
+    lines += ["", _wrapped(more)]
     return "\n".join(lines) + "\n"
 
 
@@ -137,16 +137,12 @@ def _find(kind: Kind, name: str, option: str) -> type:
     for path, thing in known.items():
         if name in (path, thing.__name__):
             return thing
-    module, _, last = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), last) if module else None
-    except (ImportError, AttributeError):
-        found = None
-    if not isinstance(found, type):
-        meant = nearest(last, known)
+        return import_class(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        meant = nearest(name, known)
         hint = f"; did you mean {meant}?" if meant else f": --{option}.help lists those known."
-        raise BadValue(f"There is no class {name} for --{option}{hint}")
-    return found
+        raise BadValue(f"There is no class {name} for --{option}{hint}") from error
 
 
 def _listing(kind: Kind, option: str) -> str:

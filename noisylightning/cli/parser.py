@@ -1,6 +1,5 @@
 """The command's parser: one sentence for a mistake, one screen for ``--help``."""
 
-import importlib
 import re
 import sys
 from difflib import get_close_matches
@@ -9,7 +8,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from pytorch_lightning.cli import LightningArgumentParser
 
-from noisylightning.cli.classes import classes_of, kind_of, nearest
+from noisylightning.cli.classes import classes_of, import_class, kind_of, nearest
 from noisylightning.cli.help import COMMANDS, command_help
 
 
@@ -57,7 +56,7 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
         return _no_such_class(unknown[1], option or _option_of_help(fault))
     if unknown := re.search(r"Option '([\w.]+)' is not accepted", fault):
         names = _parameters(owner) if owner else _options(parser)
-        return f"{_named(option)}{fault}{_of(owner)}{_did_you_mean(nearest(unknown[1], names)) or '.'}"
+        return f"{_named(option)}{unknown[0]}{_of(owner)}{_did_you_mean(nearest(unknown[1], names)) or '.'}"
     if unknown := re.search(r"[Uu]nrecognized arguments: --([\w.+]+)", fault):
         return f"there is no option --{unknown[1]}{_did_you_mean(_nearest_option(unknown[1], parser), '--') or '.'}"
     if missing := re.search(r"the following arguments are required: ([\w., ]+)", fault):
@@ -111,7 +110,4 @@ def _nearest_option(name: str, parser: ArgumentParser) -> str | None:
 
 
 def _parameters(path: str) -> list[str]:
-    module, _, name = path.rpartition(".")
-    bare = ArgumentParser()
-    found = bare.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
-    return list(found)
+    return ArgumentParser().add_class_arguments(import_class(path), fail_untyped=False)
