@@ -2,19 +2,49 @@
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import auto_cli
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from torch import Tensor
 
 import noisylightning.data
 import noisylightning.losses
 import noisylightning.models  # noqa: F401  (imported, their classes go by their bare names in YAML)
 from noisylightning.errors import UserError
-from noisylightning.estimation import EstimatingTrainer, estimate_from_table
+from noisylightning.estimators import AnchorEstimator, EstimatorFactory
+from noisylightning.estimators.standalone import estimate_from_predictions, estimate_with_trainer
 from noisylightning.internals import dev_batches
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.summary import summarize
+
+
+class EstimatingTrainer(Trainer):
+    """A Trainer that can also estimate T: what ``noisylightning estimate`` runs."""
+
+    def estimate(
+        self,
+        model: LightningModule,
+        datamodule: Any,
+        ckpt_path: str | None = None,
+        output: str | Path = "transition.npy",
+        estimator: EstimatorFactory = AnchorEstimator,
+    ) -> Tensor:
+        """Estimate T from a checkpoint by a prediction pass over the training data.
+
+        Args:
+            model: A module whose ``predict_step`` returns p(clean | x), or p(noisy | x) where it has no correction.
+            datamodule: Data module with an ``estimation_dataloader()``.
+            ckpt_path: Checkpoint to load; the weights as they are where it is left out.
+            output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+            estimator: Makes the estimator from the number of classes.
+
+        Returns:
+            T-hat, ``(C, C)``.
+        """
+        return estimate_with_trainer(self, model, datamodule, ckpt_path, output, estimator)
 
 
 class NoisyLightningCLI(LightningCLI):
@@ -65,8 +95,9 @@ def main(args: ArgsType = None) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     given = sys.argv[1:] if args is None else args
     try:
-        if isinstance(given, list) and given[:1] == ["estimate"] and any(arg.startswith("--probs") for arg in given):
-            auto_cli(estimate_from_table, args=given[1:], as_positional=False, prog="noisylightning estimate")
+        words = given if isinstance(given, list) else []
+        if words[:1] == ["estimate"] and any(word.split("=")[0] == "--predictions" for word in words):
+            auto_cli(estimate_from_predictions, args=words[1:], as_positional=False, prog="noisylightning estimate")
             return
         NoisyLightningCLI(
             trainer_class=EstimatingTrainer,
