@@ -156,7 +156,10 @@ def places(datamodule: Any, dataset: Any) -> tuple[Tensor, Tensor]:
     index = index.cpu()
     if not isinstance(trained_on, Tensor):
         return index, torch.zeros(len(index), dtype=torch.bool)
-    return index, ~torch.isin(index, trained_on.cpu())
+    trained_on = trained_on.cpu()
+    held_out = torch.ones(1 + int(torch.cat([index, trained_on]).max()), dtype=torch.bool)  # isin() would sort
+    held_out[trained_on] = False
+    return index, held_out[index]
 
 
 def known_of(datamodule: Any, dataset: Any) -> frozenset[str]:
