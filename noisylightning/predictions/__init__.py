@@ -2,5 +2,6 @@
 
 from noisylightning.predictions.gather import gather
 from noisylightning.predictions.record import Predictions
+from noisylightning.predictions.writer import PredictionWriter
 
-__all__ = ["Predictions", "gather"]
+__all__ = ["PredictionWriter", "Predictions", "gather"]
