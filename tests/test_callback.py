@@ -26,6 +26,7 @@ from noisylightning import (
 from noisylightning.callbacks._attach import attach
 from noisylightning.data import RandomCropFlip
 from noisylightning.losses import CrossEntropy
+from noisylightning.predictions import Predictions
 
 
 def weights(module: nn.Module) -> torch.Tensor:
@@ -36,7 +37,7 @@ def estimate_by_hand(module: nn.Module, data: ToyData) -> torch.Tensor:
     inputs, labels = data.train.tensors
     estimator = AnchorEstimator(CLASSES)
     with torch.no_grad():
-        estimator.update(module.eval()(inputs).softmax(dim=1), labels)
+        estimator.update(Predictions(module.eval()(inputs), labels))
     return estimator.compute()
 
 

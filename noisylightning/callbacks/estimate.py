@@ -15,13 +15,9 @@ from noisylightning import internals
 from noisylightning.callbacks._attach import attach, refuse_misfits, require_use_of_transition
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
-from noisylightning.estimators import AnchorEstimator, TransitionEstimator
-from noisylightning.predictions import collect
+from noisylightning.estimators import AnchorEstimator, EstimatorFactory, TransitionEstimator, within_fit
 from noisylightning.report import publish_transition
 from noisylightning.transition import relative_l1_error
-
-EstimatorFactory = Callable[[int], TransitionEstimator]
-"""Makes an estimator from the number of classes: an estimator's class, or a partial of one."""
 
 
 def _first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -97,7 +93,7 @@ class EstimateTransitionCallback(Callback):
         reinit: Literal["initial", "fresh", "keep"] = "initial",
         correction: Correction | None = None,
         loss_attribute: str = "correction",
-        predict: collect.Predict = _first_two,
+        predict: within_fit.Predict = _first_two,
     ) -> None:
         for name, value in (
             ("stage_one_epochs", stage_one_epochs),
@@ -263,9 +259,9 @@ class EstimateTransitionCallback(Callback):
 
     def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the first batch through the estimation pass, lest it fail after stage one."""
-        collect.warn_of_randomness(trainer, pl_module)
-        loader = collect.estimation_loader(trainer, pl_module, rehearsal=True)
-        collect.feed(trainer, pl_module, loader, self.estimator(self._num_classes(trainer, pl_module)), self.predict)
+        within_fit.warn_of_randomness(trainer, pl_module)
+        loader = within_fit.estimation_loader(trainer, pl_module, rehearsal=True)
+        within_fit.feed(trainer, pl_module, loader, self.estimator(self._num_classes(trainer, pl_module)), self.predict)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go to stage two where stage one is over; Lightning has saved, logged and scheduled all of it by now."""
@@ -363,9 +359,9 @@ class EstimateTransitionCallback(Callback):
         weights, origin = self._weights_to_estimate_with(trainer, pl_module)
         pl_module.load_state_dict(weights)
         internals.share_buffers(trainer, pl_module)
-        loader = collect.estimation_loader(trainer, pl_module)
+        loader = within_fit.estimation_loader(trainer, pl_module)
         estimator = self.estimator(self._num_classes(trainer, pl_module))
-        self.transition = collect.estimate(trainer, pl_module, loader, estimator, self.predict)
+        self.transition = within_fit.estimate(trainer, pl_module, loader, estimator, self.predict)
         self._publish(trainer, pl_module, f"{type(estimator).__name__}, {origin}, {len(loader.dataset):,} examples")  # type: ignore[arg-type]
 
         if self.reinit == "initial":

@@ -10,45 +10,47 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torch import Tensor
 
-from noisylightning.callbacks.estimate import EstimatorFactory
 from noisylightning.cli.classes import import_class
 from noisylightning.cli.help import COMMANDS, class_help
 from noisylightning.cli.parser import Parser
 from noisylightning.cli.terminal import EpochLines, progress, quiet_terminal
 from noisylightning.errors import BadValue, NoSuchPackage, UserError
-from noisylightning.estimation import EstimatingTrainer, estimate_from_table
 from noisylightning.estimators import AnchorEstimator
+from noisylightning.estimators.base import EstimatorFactory
+from noisylightning.estimators.standalone import estimate_from_predictions, estimate_with_trainer
 from noisylightning.internals import dev_batches
 from noisylightning.module import NoisyLabelClassifier
+from noisylightning.predictions.writer import PredictionWriter
 from noisylightning.summary import summarize
 
 
-class CommandTrainer(EstimatingTrainer):
-    """A Trainer whose methods are the commands."""
+class CommandTrainer(Trainer):
+    """A Trainer that has a method for each command."""
 
-    def estimate(  # type: ignore[override]
+    def estimate(
         self,
         model: LightningModule | None = None,
         datamodule: Any = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
-        probs: Path | None = None,
-        labels: Path | None = None,
+        predictions: Path | None = None,
         output: Path = Path("transition.npy"),
         estimator: EstimatorFactory = AnchorEstimator,
     ) -> Tensor:
-        """Estimate T from a checkpoint, or from a table of predictions."""
-        if probs is not None and labels is not None:
-            return estimate_from_table(probs, labels, output, estimator)
+        """Estimate T from a checkpoint, or from a file of predictions."""
+        if predictions is not None:
+            return estimate_from_predictions(predictions, output, estimator)
         if model is None or datamodule is None:
             raise BadValue(
-                "estimate needs --model and --data, most simply by --config FILE.yaml, and --ckpt_path; or --probs and"
-                " --labels, a table of predictions."
+                "estimate needs --model and --data, most simply by --config FILE.yaml, and --ckpt_path; or"
+                " --predictions FILE."
             )
-        return super().estimate(model, datamodule, ckpt_path, output, estimator, weights_only)
+        safely = weights_only is not False
+        return estimate_with_trainer(self, model, datamodule, ckpt_path, output, estimator, safely)
 
 
 BACKBONE = "model.init_args.backbone.init_args"
@@ -94,7 +96,9 @@ class NoisyLightningCLI(LightningCLI):
         self._setup = add_subcommands, main_kwargs, subparser_kwargs
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data say how many classes, features and words there are."""
+        """Let the data say how many classes, features and words there are; take the file that predictions go to."""
+        if isinstance(parser, Parser) and parser.command == "predict":
+            parser.add_argument("--output", type=Path | None, default=None)
         for target, source in self._links.items():
             if target in self._needed:
                 parser.link_arguments("data", target, compute_fn=_size(source, target), apply_on="instantiate")
@@ -126,7 +130,8 @@ class NoisyLightningCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, and ``estimate``."""
-        return {**LightningCLI.subcommands(), "estimate": {"model", "datamodule"}}
+        predict = {"model", "dataloaders", "datamodule", "return_predictions"}
+        return {**LightningCLI.subcommands(), "predict": predict, "estimate": {"model", "datamodule"}}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with a bar of ours."""
@@ -140,6 +145,13 @@ class NoisyLightningCLI(LightningCLI):
             return super().instantiate_trainer(callbacks=[*given, shown] if shown else given, **kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise BadValue(f"--trainer: {error}") from error
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, and write the predictions unless a writer of the user's own does."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, BasePredictionWriter) for callback in callbacks):
+            callbacks.append(PredictionWriter(self._get(self.config_init, "output")))
+        self.trainer.predict(return_predictions=False, **kwargs)
 
     def after_fit(self) -> None:
         """Show what the fit has reached."""

@@ -42,18 +42,21 @@ COMMANDS = {
         {"ckpt_path": _CHECKPOINT, "weights_only": _SAFELY, "verbose": "Whether to print the results."},
     ),
     "predict": Command(
-        "Compute p(clean | x) for every sample.",
+        "Write the most probable clean class of every sample, and p(clean | x).",
         "noisylightning predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt",
-        {"ckpt_path": _CHECKPOINT, "weights_only": _SAFELY, "return_predictions": "Whether to keep them in memory."},
+        {
+            "ckpt_path": _CHECKPOINT,
+            "weights_only": _SAFELY,
+            "output": "The file, .parquet or .npz. Default: predictions.parquet in the run's folder.",
+        },
     ),
     "estimate": Command(
-        "Estimate T from a checkpoint's predictions on the training data, or from a table of predictions.",
+        "Estimate T from a checkpoint's predictions on the training data, or from a file of predictions.",
         "noisylightning estimate --config RUN/config.yaml --ckpt_path RUN/stage_one.ckpt --output T.npy",
         {
             "ckpt_path": _CHECKPOINT,
             "weights_only": _SAFELY,
-            "probs": "Instead of a model and data: .npy file of p(noisy | x), a row a sample.",
-            "labels": "The noisy labels that go with --probs, a .npy file of integers.",
+            "predictions": "Instead of a model and data: a .npz or .parquet file of p(noisy | x) and noisy labels.",
             "output": "Where T-hat goes, a .npy file; its heat map goes beside it. Default: transition.npy.",
             "estimator": "How T is estimated; --estimator.help lists the ways. Default: AnchorEstimator.",
         },

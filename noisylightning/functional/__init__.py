@@ -1,6 +1,7 @@
 """Pure tensor mathematics: corrected and base losses as functions."""
 
 from noisylightning.functional._protocol import StructuredTransition
+from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.checks import validate_target
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
@@ -28,6 +29,7 @@ from noisylightning.transition import invert_transition
 
 __all__ = [
     "StructuredTransition",
+    "anchor_transition",
     "backward_cross_entropy",
     "bi_tempered_loss",
     "early_learning_regularization",

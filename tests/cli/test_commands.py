@@ -112,8 +112,19 @@ def test_the_saved_configuration_works_with_every_command(command, finished, tmp
     checkpoint = log_dir(finished) / "checkpoints" / "last.ckpt"
     given = TWO_EPOCHS if command == "fit" else ["--ckpt_path", checkpoint]
     run_here(command, "--config", log_dir(finished) / "config.yaml", *given)
+    if command == "predict":
+        (written,) = tmp_path.glob("lightning_logs/*/predictions.parquet")
+        assert written.stat().st_size > 0
     if command == "estimate":
         assert np.load(tmp_path / "transition.npy", allow_pickle=False).shape == (10, 10)
+
+
+def test_predictions_go_where_they_are_asked_for(finished, tmp_path, run_here):
+    checkpoint = log_dir(finished) / "checkpoints" / "last.ckpt"
+    config = log_dir(finished) / "config.yaml"
+    run_here("predict", "--config", config, "--ckpt_path", checkpoint, "--output", "mine.npz")
+    with np.load(tmp_path / "mine.npz", allow_pickle=False) as written:
+        assert written["clean_probs"].shape[1] == 10
 
 
 @pytest.mark.parametrize("command", ["validate", "estimate"])
