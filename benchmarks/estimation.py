@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from noisylightning import AnchorEstimator, ForwardCorrection, NoisyLabelClassifier
 from noisylightning.data import ArrayDataModule
+from noisylightning.estimators import within_fit
 from noisylightning.models import MLP, CIFARResNet
-from noisylightning.predictions import collect
 
 
 class Compare(Callback):
@@ -36,10 +36,10 @@ class Compare(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time a bare loop and the pass, again and again."""
         for _ in range(self.repeats + 1):
-            loader = collect.estimation_loader(trainer, pl_module)
+            loader = within_fit.estimation_loader(trainer, pl_module)
             self.bare.append(self._bare(pl_module, loader))
             begin = time.perf_counter()
-            collect.estimate(trainer, pl_module, loader, AnchorEstimator(10), lambda m, b: (m(b[0]), b[1]))
+            within_fit.estimate(trainer, pl_module, loader, AnchorEstimator(10), lambda m, b: (m(b[0]), b[1]))
             self.passes.append(time.perf_counter() - begin)
 
     @torch.no_grad()

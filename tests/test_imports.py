@@ -12,9 +12,7 @@ import noisylightning
 
 PACKAGE = Path(noisylightning.__file__).parent
 NAME = PACKAGE.name
-LOWEST_FIRST = re.search(
-    r"lowest first: (.*?)\.\n", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), flags=re.DOTALL
-)
+LOWEST_FIRST = re.search(r"lowest first: (.*?)\.\n", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)
 
 
 def module_name(path: Path) -> str:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins.precision import MixedPrecision
 from toy import CLASSES, ToyData, backbone, classifier, trainer
 
 from noisylightning import EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
-from noisylightning.estimation import EstimatingTrainer
+from noisylightning.estimators.standalone import estimate_with_trainer
 
 
 def sixteen() -> MixedPrecision:
@@ -104,6 +105,6 @@ def test_manual_optimization_restarts_the_scaler_too(tmp_path):
 
 def test_a_pass_of_its_own_estimates_the_same(whole, tmp_path):
     callback = whole[1]
-    run = EstimatingTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, plugins=[sixteen()])
-    found = run.estimate(classifier(), ToyData(), callback.stage_one_checkpoint, tmp_path / "T.npy")
+    run = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, plugins=[sixteen()])
+    found = estimate_with_trainer(run, classifier(), ToyData(), callback.stage_one_checkpoint, tmp_path / "T.npy")
     torch.testing.assert_close(found, callback.transition, atol=1e-6, rtol=0)

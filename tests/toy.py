@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noisylightning import AnchorEstimator, ForwardCorrection, NoisyLabelClassifier
+from noisylightning.predictions import Predictions
 from noisylightning.transition import from_flips
 
 CLASSES, FEATURES = 3, 5
@@ -122,5 +123,5 @@ def estimate_by_hand(module: nn.Module, data: ToyData) -> torch.Tensor:
     inputs, labels = data.train.tensors
     estimator = AnchorEstimator(CLASSES)
     with torch.no_grad():
-        estimator.update(module.eval()(inputs).softmax(dim=1), labels)
+        estimator.update(Predictions(module.eval()(inputs), labels))
     return estimator.compute()

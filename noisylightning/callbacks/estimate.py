@@ -9,9 +9,10 @@ from torch import Tensor
 from noisylightning.callbacks._attach import attach, refuse_misfits, require_use_of_transition
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
-from noisylightning.estimators import AnchorEstimator
+from noisylightning.estimators import AnchorEstimator, EstimatorFactory
+from noisylightning.estimators.within_fit import Predict
 from noisylightning.phases import CorrectionPhase, EstimationPhase, NoisyLabelsPhase, RunPhases
-from noisylightning.phases.estimation import EstimatorFactory, Predict, predict_first_two
+from noisylightning.phases.estimation import predict_first_two
 
 
 class EstimateTransitionCallback(RunPhases):

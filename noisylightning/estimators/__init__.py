@@ -1,6 +1,6 @@
 """Estimators of T from a network's predictions and the noisy labels."""
 
 from noisylightning.estimators.anchor import AnchorEstimator
-from noisylightning.estimators.base import TransitionEstimator
+from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
 
-__all__ = ["AnchorEstimator", "TransitionEstimator"]
+__all__ = ["AnchorEstimator", "EstimatorFactory", "TransitionEstimator", "check_needs"]

@@ -1,5 +1,6 @@
 """Pure tensor mathematics: corrected and base losses, and what a posterior and T say, as functions."""
 
+from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.checks import validate_target
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
@@ -28,6 +29,7 @@ from noisylightning.tensors import expectation, log_softmax, pick
 from noisylightning.transition import invert_transition
 
 __all__ = [
+    "anchor_transition",
     "backward_cross_entropy",
     "bi_tempered_loss",
     "clean_log_posterior",

@@ -1,6 +1,5 @@
 """Estimating T within a fit, from a network that was trained on the noisy labels."""
 
-from collections.abc import Callable
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
@@ -8,18 +7,12 @@ from torch import Tensor
 
 from noisylightning import internals
 from noisylightning.errors import BadType
-from noisylightning.estimators import AnchorEstimator, TransitionEstimator
+from noisylightning.estimators import AnchorEstimator, EstimatorFactory, TransitionEstimator, within_fit
 from noisylightning.phases.base import Fit, Phase
 from noisylightning.phases.evidence import doubt
 from noisylightning.phases.identity import identify
-from noisylightning.predictions import collect
 from noisylightning.report import publish_transition
 from noisylightning.transition import relative_l1_error
-
-EstimatorFactory = Callable[[int], TransitionEstimator]
-"""Makes an estimator from the number of classes: an estimator's class, or a partial of one."""
-
-Predict = collect.Predict
 
 
 def predict_first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -54,7 +47,9 @@ class EstimationPhase(Phase):
     name = "estimation"
     trains = False
 
-    def __init__(self, estimator: EstimatorFactory = AnchorEstimator, predict: Predict = predict_first_two) -> None:
+    def __init__(
+        self, estimator: EstimatorFactory = AnchorEstimator, predict: within_fit.Predict = predict_first_two
+    ) -> None:
         if isinstance(estimator, TransitionEstimator):
             raise BadType(
                 f"estimator must make an estimator from the number of classes, but an {type(estimator).__name__} was"
@@ -69,9 +64,9 @@ class EstimationPhase(Phase):
 
     def rehearse(self, fit: Fit) -> None:
         """Put the first batch through the estimation pass."""
-        collect.warn_of_randomness(fit.trainer, fit.module)
-        loader = collect.estimation_loader(fit.trainer, fit.module, rehearsal=True)
-        collect.feed(fit.trainer, fit.module, loader, self.estimator(fit.num_classes), self.predict)
+        within_fit.warn_of_randomness(fit.trainer, fit.module)
+        loader = within_fit.estimation_loader(fit.trainer, fit.module, rehearsal=True)
+        within_fit.feed(fit.trainer, fit.module, loader, self.estimator(fit.num_classes), self.predict)
 
     def begin(self, fit: Fit) -> None:
         """Estimate T."""
@@ -80,9 +75,9 @@ class EstimationPhase(Phase):
         self.epoch = chosen.epoch
         fit.module.load_state_dict(chosen.weights)
         internals.share_buffers(fit.trainer, fit.module)
-        loader = collect.estimation_loader(fit.trainer, fit.module)
+        loader = within_fit.estimation_loader(fit.trainer, fit.module)
         estimator = self.estimator(fit.num_classes)
-        transition = collect.estimate(fit.trainer, fit.module, loader, estimator, self.predict)
+        transition = within_fit.estimate(fit.trainer, fit.module, loader, estimator, self.predict)
         fit.memory.transition = transition
         examples = f"{len(loader.dataset):,} examples"  # type: ignore[arg-type]
         self._publish(fit, transition, f"{type(estimator).__name__}, {chosen.origin}, {examples}")

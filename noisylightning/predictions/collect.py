@@ -1,6 +1,7 @@
 """Run a network over the data that T is estimated on, within a fit."""
 
 from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from tqdm import tqdm
 
-from noisylightning.errors import BadType, BadValue, NotReady
-from noisylightning.estimators import TransitionEstimator
+from noisylightning.errors import BadType, BadValue
+from noisylightning.predictions.record import Predictions
 
 Predict = Callable[[Any, Any], tuple[Tensor, Tensor]]
 """Maps a module and a batch to ``(logits, noisy labels)``."""
@@ -88,63 +89,94 @@ def estimation_loader(trainer: Trainer, module: LightningModule, rehearsal: bool
     )
 
 
-def estimate(
-    trainer: Trainer,
-    module: LightningModule,
-    loader: DataLoader[Any],
-    estimator: TransitionEstimator,
-    predict: Predict,
-) -> Tensor:
-    """Run the network over the loader and return T-hat on the CPU, the same bits on every process."""
-    feed(trainer, module, loader, estimator, predict)
-    transition: Tensor = trainer.strategy.broadcast(estimator.compute().cpu())
-    return transition
-
-
-def feed(
-    trainer: Trainer,
-    module: LightningModule,
-    loader: DataLoader[Any],
-    estimator: TransitionEstimator,
-    predict: Predict,
-) -> None:
-    """Run the network over the loader, and the estimator over its predictions.
-
-    The bare module runs, not its DDP wrapper; random states and every submodule's training flag are left as they were.
-    An error on one process ends them all.
-    """
-    estimator.to(module.device)
+@contextmanager
+def inference(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Within a fit, let the module predict: random states and every submodule's training flag stay as they were."""
     training_flags = [(child, child.training) for child in module.modules()]
     module.eval()
     trainer.validating = True  # transfer hooks that augment while `trainer.training` must not
-    failure: Exception | None = None
     try:
         with isolate_rng(), torch.no_grad():
-            # Every process updates at least once: a list state that stays empty cannot be gathered.
-            estimator.update(*_no_examples(estimator.num_classes, module.device))
-            for logits, noisy_labels in _merged(_predictions(trainer, module, loader, predict, estimator.num_classes)):
-                estimator.update(logits.softmax(dim=1), noisy_labels)
-    except Exception as error:
-        failure = error
+            yield
     finally:
         trainer.training = True
         for child, flag in training_flags:
             child.training = flag
-    # The collectives that follow are reached by all processes or by none.
-    if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
-        raise failure or NotReady("T could not be estimated: another process failed; see its message.")
 
 
-def _no_examples(num_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.empty(0, num_classes, device=device), torch.empty(0, dtype=torch.long, device=device)
-
-
-def _predictions(
+def predictions(
     trainer: Trainer, module: LightningModule, loader: DataLoader[Any], predict: Predict, num_classes: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Predictions]:
+    """Yield what the network predicts on the loader of :func:`estimation_loader`; run it under :func:`inference`.
+
+    The bare module runs, not its DDP wrapper. A sample's ``index`` is its place in the training data, or -1 where
+    ``predict`` gives more or fewer rows than a batch has samples.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts.
+        loader: Where the samples come from.
+        predict: Maps the module and a batch to logits and noisy labels.
+        num_classes: The number of classes C that the logits must have.
+
+    Yields:
+        The predictions, some batches at a time.
+
+    Raises:
+        TypeError: If ``predict`` returns anything else than two tensors.
+        ValueError: If the logits have another shape, or the predictions are none.
+    """
+    index, held_out = places(trainer.datamodule, loader.dataset)  # type: ignore[attr-defined]
+    for logits, noisy_labels, drawn in _merged(_outputs(trainer, module, loader, predict, num_classes)):
+        known = drawn >= 0
+        yield Predictions(
+            logits,
+            noisy_labels,
+            index=torch.where(known, index[drawn], -1).to(logits.device),
+            held_out=(known & held_out[drawn]).to(logits.device),
+        )
+
+
+def places(datamodule: Any, dataset: Any) -> tuple[Tensor, Tensor]:
+    """Say of each sample of a data set where it stands in the training data, and whether it is held out.
+
+    Views of ours leave samples out and say by their ``index`` which they have; any other data set is the whole. What a
+    data module's ``train_index`` does not name is held out; where there is none, nothing is.
+
+    Args:
+        datamodule: The data module, or None.
+        dataset: The map-style data set, of N samples.
+
+    Returns:
+        ``index`` and ``held_out`` as in :class:`Predictions`, shape ``(N,)``.
+    """
+    index, trained_on = getattr(dataset, "index", None), getattr(datamodule, "train_index", None)
+    if not (isinstance(index, Tensor) and index.shape == (len(dataset),) and index.dtype == torch.int64):
+        index = torch.arange(len(dataset))
+    index = index.cpu()
+    if not isinstance(trained_on, Tensor):
+        return index, torch.zeros(len(index), dtype=torch.bool)
+    trained_on = trained_on.cpu()
+    held_out = torch.ones(1 + int(torch.cat([index, trained_on]).max()), dtype=torch.bool)  # isin() would sort
+    held_out[trained_on] = False
+    return index, held_out[index]
+
+
+def known_of(datamodule: Any, dataset: Any) -> frozenset[str]:
+    """What a pass over a data set knows beyond predictions and labels, as :attr:`Predictions.known` says it."""
+    return frozenset({"held_out"} if places(datamodule, dataset)[1].any() else ())
+
+
+def _outputs(
+    trainer: Trainer, module: LightningModule, loader: DataLoader[Any], predict: Predict, num_classes: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield logits, noisy labels and the samples' places in the data set, batch by batch."""
     quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
     transfer = _transfer(trainer, module)
-    for batch in tqdm(loader, "Estimating T", disable=quiet, leave=False, delay=_PROGRESS_AFTER_SECONDS):
+    share = cast(range, loader.sampler)
+    shares = torch.arange(share.start, share.stop, share.step).split(loader.batch_size or 1)
+    batches = tqdm(loader, "Estimating T", disable=quiet, leave=False, delay=_PROGRESS_AFTER_SECONDS)
+    for batch, drawn in zip(batches, shares, strict=True):
         batch = transfer(trainer.precision_plugin.convert_input(batch))
         with trainer.precision_plugin.forward_context():
             found = predict(module, batch)
@@ -157,7 +189,9 @@ def _predictions(
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise BadValue(f"T is estimated from logits of shape (N, {num_classes}), but the network gave {got}.")
-        yield logits if logits.dtype == torch.float64 else logits.float(), noisy_labels.to(logits.device)
+        if len(drawn) != len(logits):
+            drawn = torch.full((len(logits),), -1)
+        yield logits if logits.dtype == torch.float64 else logits.float(), noisy_labels.to(logits.device), drawn
 
 
 def _kinds(found: Any) -> str:
@@ -186,17 +220,15 @@ def _overrides(thing: object, method: str, base: str) -> bool:
     return getattr(getattr(thing, method), "__func__", None) is not getattr(origin, method)
 
 
-def _merged(parts: Iterator[tuple[Tensor, Tensor]], enough: int = 2**17) -> Iterator[tuple[Tensor, Tensor]]:
-    """Join small batches, whose update would cost as much as a small network."""
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
+def _merged(batches: Iterator[tuple[Tensor, ...]], enough: int = 2**17) -> Iterator[tuple[Tensor, ...]]:
+    """Join small batches of logits and what goes with them: an update costs as much as a small network."""
+    aside: list[tuple[Tensor, ...]] = []
     numel = 0
-    for some_logits, some_labels in parts:
-        logits.append(some_logits)
-        labels.append(some_labels)
-        numel += some_logits.numel()
+    for batch in batches:
+        aside.append(batch)
+        numel += batch[0].numel()
         if numel >= enough:
-            yield torch.cat(logits), torch.cat(labels)
-            logits, labels, numel = [], [], 0
-    if logits:
-        yield torch.cat(logits), torch.cat(labels)
+            yield tuple(map(torch.cat, zip(*aside, strict=True)))
+            aside, numel = [], 0
+    if aside:
+        yield tuple(map(torch.cat, zip(*aside, strict=True)))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisylightning.estimators import AnchorEstimator
+from noisylightning.predictions import Predictions
 from noisylightning.transition import relative_l1_error, symmetric
 
 
@@ -38,7 +39,7 @@ def test_agrees_with_numpy(quantile):
     probs, labels = posterior(500, 7, seed=0)
     estimator = AnchorEstimator(7, quantile)
     for part in torch.arange(500).split(64):
-        estimator.update(probs[part], labels[part])
+        estimator.update(Predictions.from_probs(probs[part], labels[part]))
     expected = reference(probs.numpy().astype(np.float64), labels.numpy(), quantile)
     np.testing.assert_allclose(estimator.compute().numpy(), expected, atol=1e-6)
 
@@ -51,9 +52,9 @@ def test_neither_order_nor_batching_changes_a_bit(seed, batch, quantile):
     probs = probs / probs.sum(dim=1, keepdim=True)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
     whole, parts = AnchorEstimator(4, quantile), AnchorEstimator(4, quantile)
-    whole.update(probs, labels)
+    whole.update(Predictions.from_probs(probs, labels))
     for part in order.split(batch):
-        parts.update(probs[part], labels[part])
+        parts.update(Predictions.from_probs(probs[part], labels[part]))
     try:
         expected = whole.compute()
     except ValueError as error:
@@ -69,7 +70,7 @@ def test_recovers_the_true_transition_where_every_class_has_anchors():
     clean = torch.arange(5).repeat(40)
     labels = torch.multinomial(true[clean], 1, generator=torch.Generator().manual_seed(0)).flatten()
     estimator = AnchorEstimator(5, quantile=None)
-    estimator.update(true[clean], labels)
+    estimator.update(Predictions.from_probs(true[clean], labels))
     assert relative_l1_error(estimator.compute(), true) < 1e-12
 
 
@@ -86,7 +87,7 @@ def test_scaled_quantile_keeps_rare_classes_where_a_fixed_one_loses_them(num_cla
 
     def error(quantile):
         estimator = AnchorEstimator(num_classes, quantile)
-        estimator.update(probs, labels)
+        estimator.update(Predictions.from_probs(probs, labels))
         return float((estimator.compute() - true).abs().sum(dim=1).mean())
 
     assert error("auto") < 0.1
@@ -96,7 +97,7 @@ def test_scaled_quantile_keeps_rare_classes_where_a_fixed_one_loses_them(num_cla
 def test_memory_without_a_quantile_does_not_grow():
     estimator = AnchorEstimator(4, quantile=None)
     for seed in range(3):
-        estimator.update(*posterior(100, 4, seed))
+        estimator.update(Predictions.from_probs(*posterior(100, 4, seed)))
     assert sum(value.numel() for value in estimator.metric_state.values()) == 4 * 4 + 4
 
 
@@ -104,16 +105,16 @@ def test_double_precision_is_kept_and_half_is_widened():
     probs, labels = posterior(50, 3, 0)
     for dtype, expected in ((torch.float64, torch.float64), (torch.float16, torch.float32)):
         estimator = AnchorEstimator(3)
-        estimator.update(probs.to(dtype), labels)
+        estimator.update(Predictions.from_probs(probs.to(dtype), labels))
         assert estimator.compute().dtype == expected
     estimator = AnchorEstimator(3, quantile=None)
-    estimator.update(probs.double(), labels)
+    estimator.update(Predictions.from_probs(probs.double(), labels))
     assert estimator.compute().dtype == torch.float64
 
 
 def test_plot_draws_the_estimate():
     estimator = AnchorEstimator(3)
-    estimator.update(*posterior(50, 3, 0))
+    estimator.update(Predictions.from_probs(*posterior(50, 3, 0)))
     _, axes = estimator.plot()
     np.testing.assert_allclose(axes.images[0].get_array(), estimator.compute().numpy(), atol=1e-7)
 
@@ -135,13 +136,13 @@ def test_plot_draws_the_estimate():
 )
 def test_bad_input_is_refused_in_one_sentence(probs, labels, error, message):
     with pytest.raises(error, match=message):
-        AnchorEstimator(3).update(probs, labels)
+        AnchorEstimator(3).update(Predictions.from_probs(probs, labels))
 
 
 @pytest.mark.parametrize("quantile", [None, "auto"])
 def test_a_class_without_examples_is_named(quantile):
     estimator = AnchorEstimator(3, quantile)
-    estimator.update(torch.full((4, 3), 1 / 3), torch.tensor([0, 0, 2, 2]))
+    estimator.update(Predictions.from_probs(torch.full((4, 3), 1 / 3), torch.tensor([0, 0, 2, 2])))
     with pytest.raises(ValueError, match="no example among 4 carries the noisy label 1"):
         estimator.compute()
 

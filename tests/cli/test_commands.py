@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from layouts import write_own_table
 from PIL import Image
+from torch import nn
 
 from noisylightning import NoisyLabelClassifier
 from noisylightning.cli import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TWO_EPOCHS = ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
 
 
@@ -65,6 +67,14 @@ def test_fit_says_what_happens_and_closes_with_a_table(finished):
     assert str(log_dir(finished)) in table
 
 
+def test_a_run_says_little_else(finished):
+    """Neither Lightning's talk nor its summary of the model, and no remains of a bar in a log file."""
+    lines = [*(finished / "stderr").read_text().splitlines(), *(finished / "stdout").read_text().splitlines()]
+    assert len(lines) <= 12
+    talk = ("Seed set", "GPU available", "Tip", "Restoring", "Loaded model", "stopped", "Params", "\r", "it/s")
+    assert not [line for line in lines if any(word in line for word in talk)]
+
+
 def test_fit_improves_the_clean_test_accuracy(finished):
     rows = {row["weights"]: row for row in json.loads((log_dir(finished) / "summary.json").read_text())}
     assert rows["stage 2, last"]["test_accuracy"] > rows["stage 1, best"]["test_accuracy"]
@@ -95,6 +105,76 @@ def test_test_and_predict_take_a_checkpoint_without_the_callback(finished, tmp_p
     assert f"{rows['stage 2, last']['test_accuracy']:.4f}"[:5] in tested
     run_here("predict", "--config", tmp_path / "plain.yaml", "--ckpt_path", last)
     run_here("validate", "--config", tmp_path / "plain.yaml", "--ckpt_path", last)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "estimate"])
+def test_the_saved_configuration_works_with_every_command(command, finished, tmp_path, run_here):
+    checkpoint = log_dir(finished) / "checkpoints" / "last.ckpt"
+    given = TWO_EPOCHS if command == "fit" else ["--ckpt_path", checkpoint]
+    run_here(command, "--config", log_dir(finished) / "config.yaml", *given)
+    if command == "predict":
+        (written,) = tmp_path.glob("lightning_logs/*/predictions.parquet")
+        assert written.stat().st_size > 0
+    if command == "estimate":
+        assert np.load(tmp_path / "transition.npy", allow_pickle=False).shape == (10, 10)
+
+
+def test_predictions_go_where_they_are_asked_for(finished, tmp_path, run_here):
+    checkpoint = log_dir(finished) / "checkpoints" / "last.ckpt"
+    config = log_dir(finished) / "config.yaml"
+    run_here("predict", "--config", config, "--ckpt_path", checkpoint, "--output", "mine.npz")
+    with np.load(tmp_path / "mine.npz", allow_pickle=False) as written:
+        assert written["clean_probs"].shape[1] == 10
+
+
+@pytest.mark.parametrize("command", ["validate", "estimate"])
+def test_a_key_that_no_command_has_is_still_refused(command, finished, tmp_path):
+    saved = (log_dir(finished) / "config.yaml").read_text()
+    (tmp_path / "wrong.yaml").write_text(f"{saved}weigths_only: null\n")
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--config", str(tmp_path / "wrong.yaml")])
+    assert "weigths_only" in str(stopped.value)
+
+
+def test_the_saved_configuration_keeps_a_size_that_was_given(finished):
+    saved = yaml.safe_load((log_dir(finished) / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["backbone"]["init_args"]["in_features"] == 64
+
+
+def test_print_config_shows_sizes(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(ROOT / "configs/digits/mlp.yaml"), "--print_config"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["model"]["init_args"]["backbone"]["init_args"]["in_features"] == 64
+
+
+class Bare(nn.Linear):
+    """A network that takes no size from anybody."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+
+def test_the_table_says_how_many_columns_a_network_takes(tmp_path, run_here):
+    write_own_table(tmp_path)
+    files = [f"--data.train_file={tmp_path}/train.csv", f"--data.test_file={tmp_path}/test.csv"]
+    short = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    config = f"--config={ROOT}/configs/own_table/mlp.yaml"
+    run_here("fit", config, *files, *short)
+    last = log_dir(tmp_path) / "checkpoints" / "last.ckpt"
+    assert NoisyLabelClassifier.load_from_checkpoint(last, weights_only=True).backbone.in_features == 3
+
+
+def test_a_network_that_takes_no_size_is_given_none(tmp_path, run_here, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    write_own_table(tmp_path)
+    fit = [f"--config={ROOT}/configs/own_table/mlp.yaml", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    files = [f"--data.train_file={tmp_path}/train.csv", f"--data.test_file={tmp_path}/test.csv"]
+    run_here("fit", *fit, *files, f"--model.backbone={__name__}.Bare")
+    last = log_dir(tmp_path) / "checkpoints" / "last.ckpt"
+    assert type(NoisyLabelClassifier.load_from_checkpoint(last, weights_only=True).backbone).__name__ == "Bare"
+    written = torch.load(last, weights_only=True)["hyper_parameters"]["backbone"]
+    assert not written.get("init_args")
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "forward_known", "forward_estimated", "backward_estimated"])

@@ -1,0 +1,170 @@
+"""T-hat without a fit: from a checkpoint, by a prediction pass of its own, or from a file of predictions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from noisylightning import internals
+from noisylightning.atomic import written_whole
+from noisylightning.corrections import Correction
+from noisylightning.errors import BadType, BadValue
+from noisylightning.estimators.anchor import AnchorEstimator
+from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
+from noisylightning.plotting import draw_transition
+from noisylightning.predictions.collect import places
+from noisylightning.predictions.record import ROWS, Predictions
+from noisylightning.transition import relative_l1_error
+
+
+class _Feed(BasePredictionWriter):
+    """Feeds the predictions of a pass to an estimator; a writer, since Lightning tells those each sample's place."""
+
+    def __init__(self, estimator: TransitionEstimator, index: Tensor, held_out: Tensor) -> None:
+        super().__init__("batch")
+        self.estimator = estimator
+        self.index, self.held_out = index, held_out
+        self.transition: Tensor | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.estimator = self.estimator.to(pl_module.device)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+            raise BadType(
+                f"T is estimated from batches (inputs, labels, ...), but a batch is a {type(batch).__name__}: let"
+                " estimation_dataloader() give pairs, the labels as a tensor."
+            )
+        if not isinstance(prediction, Tensor):
+            raise BadType(
+                f"T is estimated from what {type(pl_module).__name__}.predict_step returns, p(noisy | x) of shape"
+                f" (N, C), but it returned a {type(prediction).__name__}."
+            )
+        found = Predictions.from_probs(prediction, batch[1], **self._places(batch_indices, prediction))
+        correction = getattr(pl_module, "correction", None)
+        if isinstance(correction, Correction):  # the network speaks of clean classes, the labels are noisy
+            found = replace(found, logits=correction.noisy_log_posterior(found.logits))
+        self.estimator.update(found)
+
+    def _places(self, drawn: Sequence[int] | None, prediction: Tensor) -> dict[str, Tensor]:
+        if drawn is None or len(drawn) != len(prediction):  # not one row a sample, or a loader that hides its samples
+            return {"index": prediction.new_full((len(prediction),), -1, dtype=torch.long)}
+        chosen = torch.as_tensor(drawn)
+        places = {"index": self.index[chosen], "held_out": self.held_out[chosen]}
+        return {name: value.to(prediction.device) for name, value in places.items()}
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
+
+
+def estimate_with_trainer(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: Any,
+    ckpt_path: str | None = None,
+    output: str | Path = "transition.npy",
+    estimator: EstimatorFactory = AnchorEstimator,
+    weights_only: bool = True,
+) -> Tensor:
+    """Estimate T from a checkpoint by a prediction pass over the training data.
+
+    It is a prediction pass of its own, so it runs under every strategy that predicts, FSDP and DeepSpeed included.
+
+    Args:
+        trainer: Runs the pass.
+        model: A module whose ``predict_step`` returns p(clean | x), or p(noisy | x) where it has no correction.
+        datamodule: Data module with an ``estimation_dataloader()`` and ``num_classes``.
+        ckpt_path: Checkpoint to load; the weights as they are where it is left out.
+        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+        estimator: Makes the estimator from the number of classes.
+        weights_only: Whether the checkpoint may hold plain data only.
+
+    Returns:
+        T-hat, ``(C, C)``.
+
+    Raises:
+        ValueError: If the data module has no such loader, ``output`` is no ``.npy`` file, or T cannot be estimated.
+    """
+    output = _checked_output(output)
+    if not hasattr(datamodule, "estimation_dataloader"):
+        raise BadValue(
+            f"{type(datamodule).__name__} has no estimation_dataloader(): give it one, un-augmented and in order."
+        )
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    loader = datamodule.estimation_dataloader()
+    index, held_out = places(datamodule, loader.dataset)
+    made = estimator(datamodule.num_classes)
+    check_needs(made, frozenset({"held_out"} if held_out.any() else ()))
+    feed = _Feed(made, index, held_out)
+    internals.callbacks(trainer).append(feed)
+    try:
+        trainer.predict(model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
+    finally:
+        internals.callbacks(trainer).remove(feed)
+    assert feed.transition is not None
+    if trainer.is_global_zero:
+        _save(feed.transition, output, getattr(datamodule, "transition", None), len(index))
+    return feed.transition
+
+
+def estimate_from_predictions(
+    predictions: Path,
+    output: Path = Path("transition.npy"),
+    estimator: EstimatorFactory = AnchorEstimator,
+) -> Tensor:
+    """Estimate T from predictions made elsewhere.
+
+    Args:
+        predictions: A ``.npz`` or ``.parquet`` file: ``probs``, p(noisy | x) of shape (N, C), or ``log_probs``; and
+            ``noisy_labels``; see :class:`~noisylightning.predictions.Predictions`.
+        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+        estimator: Makes the estimator from the number of classes.
+
+    Returns:
+        T-hat, ``(C, C)``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no predictions, ``output`` is no ``.npy`` file, or T cannot be estimated.
+    """
+    output = _checked_output(output)
+    loaded = Predictions.load(predictions)
+    made = estimator(loaded.num_classes)
+    check_needs(made, loaded.known)
+    for batch in loaded.split(ROWS):
+        made.update(batch)
+    transition: Tensor = made.compute()
+    _save(transition, output, None, len(loaded))
+    return transition
+
+
+def _checked_output(output: str | Path) -> Path:
+    if Path(output).suffix != ".npy":
+        raise BadValue(f"output must end in .npy, got {output}.")
+    return Path(output)
+
+
+def _save(transition: Tensor, output: Path, true: Tensor | None, num_examples: int) -> None:
+    with written_whole(output) as path:
+        np.save(path, transition.numpy(), allow_pickle=False)
+    with written_whole(output.with_suffix(".png")) as path:
+        draw_transition(transition, title="estimated T")[0].savefig(path, dpi=150)
+    error = "" if true is None else f"; relative L1 error {relative_l1_error(transition, true.cpu()):.4f}"
+    rank_zero_info(f"T estimated from {num_examples:,} examples{error}; saved as {output}.")

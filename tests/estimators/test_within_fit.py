@@ -1,0 +1,71 @@
+"""The pass within a fit: what it says of each sample, and what it refuses before the first step."""
+
+import pytest
+import torch
+from toy import ToyData, classifier, trainer
+
+from noisylightning import AnchorEstimator, EstimateTransitionCallback
+from noisylightning.data import ArrayDataModule
+from noisylightning.predictions import Predictions
+
+
+class Keeping(AnchorEstimator):
+    """Keeps what it is fed with."""
+
+    seen: list[Predictions]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        Keeping.seen = []
+
+    def _accumulate(self, batch: Predictions) -> None:
+        super()._accumulate(batch)
+        Keeping.seen.append(batch)
+
+
+class NeedsHeldOut(Keeping):
+    needs = frozenset({"held_out"})
+
+
+class NeedsCleanLabels(Keeping):
+    needs = frozenset({"clean_labels"})
+
+
+def fit(tmp_path, data, estimator=Keeping, **arguments) -> Predictions:
+    callback = EstimateTransitionCallback(1, estimate_from="last", estimator=estimator, **arguments)
+    trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), data)
+    return Predictions.concatenate(Keeping.seen)
+
+
+def test_every_sample_comes_once_with_its_place(tmp_path):
+    seen = fit(tmp_path, ToyData())
+    assert torch.equal(seen.index, torch.arange(96))
+    assert torch.equal(seen.noisy_labels, ToyData().train.tensors[1])
+    assert not seen.held_out.any()
+
+
+def test_a_place_is_that_in_the_training_data_and_validation_samples_are_held_out(tmp_path):
+    """Trusted samples are left out of the pass, so places in the loader's data set are others."""
+    inputs, labels = ToyData().train.tensors
+    data = ArrayDataModule((inputs, labels), trusted=[0, 5, 90], val_fraction=0.25, batch_size=16)
+    seen = fit(tmp_path, data, NeedsHeldOut)
+    assert seen.index.tolist() == [place for place in range(96) if place not in (0, 5, 90)]
+    assert torch.equal(seen.noisy_labels, labels[seen.index])
+    assert torch.equal(seen.index[seen.held_out], data.val_index.sort().values)
+
+
+def test_places_are_unknown_where_rows_are_no_samples(tmp_path):
+    def first_ten(module, batch):
+        return module(batch[0])[:10], batch[1][:10]
+
+    seen = fit(tmp_path, ToyData(), predict=first_ten)
+    assert len(seen) == 60
+    assert (seen.index == -1).all()
+
+
+@pytest.mark.parametrize("estimator", [NeedsHeldOut, NeedsCleanLabels])
+def test_a_need_that_the_fit_does_not_meet_ends_it_before_the_first_step(tmp_path, estimator):
+    run = trainer(tmp_path, [EstimateTransitionCallback(1, estimate_from="last", estimator=estimator)], max_epochs=2)
+    with pytest.raises(ValueError, match=r"needs (held_out|clean_labels), which these predictions do not have"):
+        run.fit(classifier(), ToyData())
+    assert run.global_step == 0
