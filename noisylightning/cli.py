@@ -14,7 +14,7 @@ from noisylightning.errors import UserError
 from noisylightning.estimation import EstimatingTrainer, estimate_from_table
 from noisylightning.internals import dev_batches
 from noisylightning.module import NoisyLabelClassifier
-from noisylightning.summary import summarize
+from noisylightning.results import evaluate_fit, publish_results
 
 
 class NoisyLightningCLI(LightningCLI):
@@ -45,7 +45,7 @@ class NoisyLightningCLI(LightningCLI):
     def after_fit(self) -> None:
         """Show what the fit has reached."""
         if isinstance(self.model, NoisyLabelClassifier) and not dev_batches(self.trainer):
-            summarize(self.trainer, self.model, self.datamodule)
+            publish_results(self.trainer, evaluate_fit(self.trainer, self.model, self.datamodule))
 
 
 def _one_sentence(message: str) -> str:

@@ -17,8 +17,8 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
 from noisylightning.predictions import collect
-from noisylightning.report import publish_transition
 from noisylightning.transition import relative_l1_error
+from noisylightning.transition_files import publish_transition
 
 EstimatorFactory = Callable[[int], TransitionEstimator]
 """Makes an estimator from the number of classes: an estimator's class, or a partial of one."""

@@ -1,4 +1,4 @@
-"""What a run leaves for people: T-hat as files and pictures, and the closing table."""
+"""T-hat as files: numbers to load again, a table to read, a picture to look at."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
