@@ -33,11 +33,11 @@ def measure(trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataMo
         return MulticlassAccuracy(model.num_classes, average=average, validate_args=False)
 
     found: dict[str, float] = {}
-    if _defines(data, "val_dataloader"):
+    if trainer.limit_val_batches and _defines(data, "val_dataloader"):
         noisy = MetricCollection({"val_accuracy": accuracy("micro")})
         batches = _limited(_share(data.val_dataloader()), trainer.limit_val_batches)
         found |= _run(trainer, model, batches, noisy, model.correction.noisy_log_posterior)
-    if _defines(data, "test_dataloader") and getattr(data, "has_test", True):
+    if trainer.limit_test_batches and _defines(data, "test_dataloader") and getattr(data, "has_test", True):
         clean = MetricCollection({"test_accuracy": accuracy("micro"), "test_balanced_accuracy": accuracy("macro")})
         batches = _limited(_share(data.test_dataloader()), trainer.limit_test_batches)
         found |= _run(trainer, model, batches, clean, lambda logits: logits)

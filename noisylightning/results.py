@@ -10,7 +10,6 @@ from typing import Any
 import rich.box
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from noisylightning.corrections import NoCorrection
 from noisylightning.evaluation import measure
 from noisylightning.internals import callbacks, share_buffers, snapshot
 from noisylightning.module import NoisyLabelClassifier
+from noisylightning.run_folder import run_folder
 from noisylightning.transition import relative_l1_error
 
 
@@ -209,9 +209,8 @@ def print_results(results: Sequence[Result]) -> None:
 
     for result in results:
         error = "-" if result.transition_error is None else f"{result.transition_error:.4f}"
-        chosen = "last" if result.selected_by == "last" else "best"
         table.add_row(
-            f"{result.phase}, {chosen}",
+            f"{result.phase}, {_chosen(result)}",
             result.correction or result.loss,
             str(result.epoch),
             percent(result.val_accuracy),
@@ -222,20 +221,46 @@ def print_results(results: Sequence[Result]) -> None:
 
 
 def publish_results(trainer: Trainer, results: Sequence[Result]) -> None:
-    """Print the closing table, and leave ``summary.json`` in the run's folder. A collective: every process calls it.
+    """Print the closing table, send the scores to the loggers and leave ``summary.json`` in the run's folder.
+
+    The last result, the fit's choice, goes to the loggers as ``test_accuracy``, ``test_balanced_accuracy`` and
+    ``transition_error``, where logs end and run tables look; each other as ``noisy_labels_best/test_accuracy`` and the
+    like. A collective: every process calls it.
 
     Args:
         trainer: The trainer, after its fit.
         results: What :func:`evaluate_fit` returned.
     """
-    folder = trainer.log_dir
-    assert folder is not None
-    _publish(results, Path(folder))
+    folder = run_folder(trainer)
+    if trainer.is_global_zero:
+        print_results(results)
+        with written_whole(folder / "summary.json") as path:
+            path.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+        _log(trainer, results)
+        Console().print(_whereabouts(trainer, folder), soft_wrap=True)
 
 
-@rank_zero_only
-def _publish(results: Sequence[Result], folder: Path) -> None:
-    print_results(results)
-    with written_whole(folder / "summary.json") as path:
-        path.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    Console().print(f"Checkpoints, T-hat and summary.json are in {folder}", soft_wrap=True)
+def _log(trainer: Trainer, results: Sequence[Result]) -> None:
+    scores: dict[str, float] = {}
+    for result in results:
+        prefix = "" if result is results[-1] else f"{result.phase}_{_chosen(result)}/".replace(" ", "_")
+        for name in ("test_accuracy", "test_balanced_accuracy", "transition_error"):
+            value = getattr(result, name)
+            if value is not None:
+                scores[prefix + name] = value
+    for logger in trainer.loggers:
+        logger.log_metrics(scores, step=trainer.global_step)
+        logger.save()
+
+
+def _chosen(result: Result) -> str:
+    return "last" if result.selected_by == "last" else "best"
+
+
+def _whereabouts(trainer: Trainer, folder: Path) -> str:
+    left = ["T-hat", "summary.json"] if _stage_one(trainer) else ["summary.json"]
+    checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
+    if checkpoints is not None and Path(checkpoints).absolute().is_relative_to(folder.absolute()):
+        left, checkpoints = ["checkpoints", *left], None
+    elsewhere = f"; checkpoints are in {checkpoints}" if checkpoints else ""
+    return f"Left in {folder}: {', '.join(left)}{elsewhere}."

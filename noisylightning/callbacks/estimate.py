@@ -17,6 +17,7 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators import AnchorEstimator, TransitionEstimator
 from noisylightning.predictions import collect
+from noisylightning.run_folder import run_folder
 from noisylightning.transition import relative_l1_error
 from noisylightning.transition_files import publish_transition
 
@@ -47,7 +48,7 @@ class EstimateTransitionCallback(Callback):
     given, each stage is as long as the fit would have been, and the fit is twice as long.
 
     What T is estimated on: the data module's (or the module's) ``estimation_dataloader()``; the training data set where
-    there is none, with a warning, since its augmentation stays on. In the trainer's log directory the callback leaves
+    there is none, with a warning, since its augmentation stays on. In the run's folder the callback leaves
     ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``, the weights that T-hat comes from.
 
     It works with any LightningModule. A :class:`~noisylightning.NoisyLabelClassifier` brings its correction. For
@@ -403,10 +404,9 @@ class EstimateTransitionCallback(Callback):
         assert self.transition is not None
         true = internals.data_attribute(trainer, "transition")
         error = "" if true is None else f"; relative L1 error {relative_l1_error(self.transition, true.cpu()):.4f}"
-        folder = trainer.log_dir  # a collective: every process asks
         saved = ""
         if not internals.dev_batches(trainer):
-            assert folder is not None
+            folder = run_folder(trainer)
             self.stage_one_checkpoint = f"{folder}/stage_one.ckpt"
             trainer.save_checkpoint(self.stage_one_checkpoint, weights_only=True)
             names = internals.data_attribute(trainer, "class_names")
