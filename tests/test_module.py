@@ -112,6 +112,55 @@ def test_index_reaches_the_losses_that_ask_for_it(tmp_path):
     assert torch.equal(seen[0], torch.arange(4))
 
 
+class LearntForward(ForwardCorrection):
+    """Forward correction whose T is learnt: a row softmax of a parameter."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes=num_classes)
+        self.scores = nn.Parameter(4 * torch.eye(num_classes))
+
+    def forward(self, logits, target, index=None):
+        noisy_posterior = logits.softmax(dim=1) @ self.scores.softmax(dim=1)
+        return nn.functional.nll_loss(noisy_posterior.log(), target)
+
+
+def test_a_learnt_transition_is_trained_in_a_group_of_its_own(tmp_path):
+    """One automatic optimization: its own rate, no weight decay, every parameter once."""
+    correction = LearntForward(CLASSES)
+    model = classifier(
+        correction=correction,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.5),
+        transition_lr=0.1,
+    )
+    before = correction.scores.detach().clone()
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, ToyData())
+    network, learnt = run.optimizers[0].param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in (network, learnt)] == [(0.02, 0.5), (0.1, 0.0)]
+    assert learnt["params"] == [correction.scores]
+    grouped = {id(parameter) for group in (network, learnt) for parameter in group["params"]}
+    assert grouped == {id(parameter) for parameter in model.parameters()}
+    assert len(network["params"]) + len(learnt["params"]) == len(grouped)
+    assert not torch.equal(correction.scores, before)
+
+
+def test_without_a_rate_of_its_own_a_learnt_transition_has_the_optimizers():
+    model = classifier(correction=LearntForward(CLASSES))
+    assert [group["lr"] for group in model.configure_optimizers().param_groups] == [0.02, 0.02]
+
+
+def test_a_fixed_transition_changes_nothing_for_the_optimizer():
+    """It gets the parameters themselves, as any optimizer's factory expects them."""
+    seen = []
+    model = classifier(optimizer=lambda parameters: seen.extend(parameters) or torch.optim.SGD(seen, lr=0.1))
+    assert len(model.configure_optimizers().param_groups) == 1
+    assert all(isinstance(parameter, nn.Parameter) for parameter in seen)
+    assert len(model.parameter_groups()) == 1
+    frozen = LearntForward(CLASSES)
+    frozen.scores.requires_grad_(False)
+    assert len(classifier(correction=frozen).parameter_groups()) == 1
+
+
 def test_prediction_takes_inputs_with_and_without_labels():
     model = classifier().eval()
     inputs = torch.randn(4, FEATURES)
@@ -130,6 +179,7 @@ def test_prediction_takes_inputs_with_and_without_labels():
             ValueError,
             "for 4 classes but 3",
         ),
+        ({"backbone": nn.Linear(2, 3), "num_classes": 3, "transition_lr": 0.0}, ValueError, "must be positive, got 0"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(arguments, error, message):
