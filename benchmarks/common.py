@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ def environment() -> dict[str, Any]:
         "settings": {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "MKL_", "MALLOC_"))},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def mean_and_deviation(values: list[float], digits: int) -> str:
+    """Write the mean and, of more than one value, the standard deviation; "-" where there is none."""
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

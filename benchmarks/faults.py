@@ -23,7 +23,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from common import environment, write_json, write_table
 from pytorch_lightning import LightningModule, Trainer, seed_everything
@@ -33,6 +32,7 @@ from torch import Tensor
 from noisylightning import EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
 from noisylightning.data import DigitsDataModule, SymmetricNoise
 from noisylightning.models import MLP
+from noisylightning.transition import load_transition
 
 MOMENTS = ("stage one", "estimation pass", "before restart", "stage two", "writing a checkpoint")
 
@@ -167,12 +167,11 @@ def in_processes(folder: Path, world: int, killer: Killer | None = None, victim:
 def files_are_whole(folder: Path) -> bool:
     """Open all that the kill left behind."""
     try:
-        for path in folder.glob("[!.]*.ckpt"):
+        for path in folder.rglob("[!.]*.ckpt"):
             torch.load(path, weights_only=True)
-        for path in folder.glob("[!.]*.npy"):
-            np.load(path, allow_pickle=False)
-        for path in folder.glob("[!.]*.csv"):
-            assert np.loadtxt(path, delimiter=",").shape == (10, 10)
+        for kind in ("npy", "csv"):
+            for path in folder.rglob(f"[!.]*.{kind}"):
+                assert load_transition(path).shape == (10, 10)
     except Exception as error:
         print(f"a file was left half-written: {error}")
         return False

@@ -9,12 +9,16 @@ that is not used again; all methods get it. Weights, those that T is estimated w
 loss; the clean test set is looked at once for the last and once for the selected weights of each run, and never before.
 The seed of a run draws the noise, the split, the initial weights and the order of the samples. Writes
 ``benchmarks/results/imdb.json``, anew after every run, and ``imdb.md``.
+
+It can be stopped and resumed: what the file already holds, tuning included, is not run again, and each entry says in
+which environment it was made. To have a run made anew, delete it from the file.
 """
 
 import argparse
 import functools
+import json
 import logging
-import statistics
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -22,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, write_json, write_table
+from common import environment, mean_and_deviation, write_json, write_table
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
@@ -34,8 +38,9 @@ from noisylightning import (
     NoisyLabelClassifier,
 )
 from noisylightning.data import AsymmetricNoise, IMDBDataModule
+from noisylightning.internals import callbacks
 from noisylightning.models import EmbeddingClassifier
-from noisylightning.summary import summarize
+from noisylightning.results import evaluate_fit
 
 RATES = (0.2, 0.4)
 METHODS = ("cross-entropy", "forward, T-hat", "forward, true T")
@@ -90,23 +95,17 @@ def run(
     start = time.perf_counter()
     trainer, model, data = train(method, rate, seed, learning_rate, folder, arguments)
     seconds = round(time.perf_counter() - start)
-    results = [asdict(result) for result in summarize(trainer, model, data)]
-    used = model.correction.transition if method == "forward, T-hat" else None
+    estimates = [getattr(callback, "transition", None) for callback in callbacks(trainer)]
+    estimated = next((transition for transition in estimates if transition is not None), None)
     return {
         "method": method,
         "rate": rate,
         "seed": seed,
         "learning_rate": learning_rate,
         "seconds": seconds,
-        "estimated_transition": used.tolist() if isinstance(used, torch.Tensor) else None,
-        "results": results,
+        "estimated_transition": None if estimated is None else estimated.tolist(),
+        "results": [asdict(result) for result in evaluate_fit(trainer, model, data)],
     }
-
-
-def mean(values: list[float], digits: int) -> str:
-    """Write the mean and, of more than one value, the standard deviation."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def rows(runs: list[dict[str, Any]]) -> list[list[str]]:
@@ -115,15 +114,43 @@ def rows(runs: list[dict[str, Any]]) -> list[list[str]]:
     for rate in RATES:
         for method in METHODS:
             chosen = [result for result in runs if (result["rate"], result["method"]) == (rate, method)]
-            # weights are named "training, last", "stage 2, selected" and so on; stage one's come first
-            last, selected = (
-                [next(r for r in reversed(result["results"]) if r["weights"].endswith(which)) for result in chosen]
-                for which in ("last", "selected")
-            )
-            error = mean([r["transition_error"] for r in last], 3) if method == "forward, T-hat" else "-"
-            accuracies = [mean([100 * r["test_accuracy"] for r in weights], 2) for weights in (last, selected)]
+            last, best = [], []
+            for result in chosen:
+                final = [weights for weights in result["results"] if weights["phase"] == result["results"][-1]["phase"]]
+                last.append(next(weights for weights in final if weights["selected_by"] == "last"))
+                best.append(final[-1])
+            error = "-"
+            if method == "forward, T-hat":
+                error = mean_and_deviation([weights["transition_error"] for weights in last], 3)
+            accuracies = [mean_and_deviation([100 * w["test_accuracy"] for w in which], 2) for which in (last, best)]
             found.append([f"1 to 0 at {rate}", method, *accuracies, error, str(len(chosen))])
     return found
+
+
+def begin(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Take up what the output file holds, or begin a new one."""
+    settings = {"epochs_a_stage": arguments.epochs, "tuning_seed": TUNING_SEED}
+    if not arguments.output.exists():
+        return {**settings, "environments": [], "tuning": [], "runs": []}
+    content: dict[str, Any] = json.loads(arguments.output.read_text())
+    for name, value in settings.items():
+        if content[name] != value:
+            sys.exit(f"{arguments.output} has {name} = {content[name]}, not {value}: give another --output.")
+    return content
+
+
+def find(entries: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+    """Return the entries made with these settings."""
+    return [entry for entry in entries if all(entry[name] == value for name, value in settings.items())]
+
+
+def keep(content: dict[str, Any], kind: str, entry: dict[str, Any], output: Path) -> None:
+    """Add what was measured, and in which environment, and write the file."""
+    here = environment()
+    if here not in content["environments"]:
+        content["environments"].append(here)
+    content[kind].append({**entry, "environment": content["environments"].index(here)})
+    write_json(output, content)
 
 
 def main() -> None:
@@ -137,26 +164,22 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_flush_denormal(True)  # Adagrad squares gradients that are tiny already, on which processors are slow
 
-    content: dict[str, Any] = {
-        "environment": environment(),
-        "epochs_a_stage": arguments.epochs,
-        "tuning_seed": TUNING_SEED,
-        "tuning": [],
-        "runs": [],
-    }
+    content = begin(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        learning_rates = {}
         for rate in RATES:
-            losses = {lr: noisy_validation_loss(rate, lr, Path(folder), arguments) for lr in LEARNING_RATES}
-            learning_rates[rate] = min(losses, key=losses.__getitem__)
-            content["tuning"].append({"rate": rate, "noisy_validation_loss": losses, "chosen": learning_rates[rate]})
-            write_json(arguments.output, content)
+            for learning_rate in LEARNING_RATES:
+                if not find(content["tuning"], rate=rate, learning_rate=learning_rate):
+                    loss = noisy_validation_loss(rate, learning_rate, Path(folder), arguments)
+                    tried = {"rate": rate, "learning_rate": learning_rate, "noisy_validation_loss": loss}
+                    keep(content, "tuning", tried, arguments.output)
         for seed in range(arguments.seeds):
             for rate in RATES:
+                tried = min(find(content["tuning"], rate=rate), key=lambda tried: tried["noisy_validation_loss"])
+                learning_rate = tried["learning_rate"]
                 for method in METHODS:
-                    found = run(method, rate, seed, learning_rates[rate], Path(folder), arguments)
-                    content["runs"].append(found)
-                    write_json(arguments.output, content)
+                    if not find(content["runs"], method=method, rate=rate, seed=seed, learning_rate=learning_rate):
+                        found = run(method, rate, seed, learning_rate, Path(folder), arguments)
+                        keep(content, "runs", found, arguments.output)
     header = ["noise", "loss", "clean test %, last epoch", "selected epoch", "relative L1 error of T-hat", "seeds"]
     write_table(arguments.output.with_suffix(".md"), header, rows(content["runs"]))
 

@@ -10,13 +10,12 @@ last and once for the selected weights. Writes ``benchmarks/results/mnist.json``
 
 import argparse
 import functools
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, write_json, write_table
+from common import environment, mean_and_deviation, write_json, write_table
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
@@ -29,7 +28,7 @@ from noisylightning import (
 )
 from noisylightning.data import AsymmetricNoise, MNISTDataModule, SymmetricNoise
 from noisylightning.models import MLP
-from noisylightning.transition import relative_l1_error
+from noisylightning.results import evaluate_fit
 
 NOISES = {"symmetric 0.5": SymmetricNoise(0.5), "asymmetric 0.6": AsymmetricNoise(0.6)}
 METHODS = ("cross-entropy", "forward, T-hat", "forward, true T")
@@ -72,14 +71,12 @@ def run(method: str, noise: str, seed: int, rate: float, arguments: argparse.Nam
             "learning_rate": rate,
             "noisy_validation": float(selected.best_model_score or 0),
         }
-        if isinstance(model.correction, ForwardCorrection) and estimated:
-            assert data.transition is not None
-            assert isinstance(model.correction.transition, torch.Tensor)
-            result["transition_error"] = float(relative_l1_error(model.correction.transition.cpu(), data.transition))
         if arguments.tuning:
             return result
-        for weights, path in (("last", None), ("selected", selected.best_model_path)):
-            result[weights] = trainer.test(model, data, ckpt_path=path, verbose=False)[0]["test_accuracy"]
+        *_, last, best = evaluate_fit(trainer, model, data)
+        if estimated:
+            result["transition_error"] = last.transition_error
+        result |= {"last": last.test_accuracy, "selected": best.test_accuracy}
     print(result, flush=True)
     return result
 
@@ -105,11 +102,7 @@ def main() -> None:
     write_json(arguments.output, content)
 
     def cell(found: list[dict[str, Any]], key: str, scale: float = 100, digits: int = 2) -> str:
-        values = [scale * result[key] for result in found if key in result]
-        if not values:
-            return "-"
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.{digits}f}{spread}"
+        return mean_and_deviation([scale * result[key] for result in found if key in result], digits)
 
     rows = []
     for noise in NOISES:

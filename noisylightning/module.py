@@ -72,11 +72,13 @@ class NoisyLabelClassifier(LightningModule):
         backbone: Network that maps inputs to logits ``(N, C)``; :meth:`build_backbone` makes one where it is left out.
         correction: How T enters the loss; no correction (plain cross-entropy) where it is left out.
         num_classes: Number of classes C; the correction's where it is left out.
-        optimizer: Makes the optimizer from the parameters.
+        optimizer: Makes the optimizer from the parameters, or from :meth:`parameter_groups` where T is learnt.
         lr_scheduler: Makes the learning-rate scheduler from the optimizer; stepped once an epoch.
+        transition_lr: Learning rate of T, where the correction learns it; the optimizer's where it is left out.
 
     Raises:
-        ValueError: If the number of classes is given nowhere, or the correction was made for another.
+        ValueError: If the number of classes is given nowhere, the correction was made for another, or
+            ``transition_lr`` is not positive.
         TypeError: If there is neither a ``backbone`` nor a :meth:`build_backbone`.
 
     Example:
@@ -93,12 +95,15 @@ class NoisyLabelClassifier(LightningModule):
         num_classes: int | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        transition_lr: float | None = None,
     ) -> None:
         super().__init__()
         self.correction = NoCorrection() if correction is None else correction
         num_classes = self.correction.num_classes if num_classes is None else num_classes
         if num_classes is None:
             raise BadValue(f"{type(self).__name__} does not know the number of classes: pass num_classes=...")
+        if transition_lr is not None and not transition_lr > 0:
+            raise BadValue(f"transition_lr must be positive, got {transition_lr}.")
         self.correction.initialize(num_classes)
         # Objects stay out of checkpoints, which load with weights_only. LightningCLI offers the configuration they
         # were built from instead (recognised by its "_instantiator"), and that is plain data, worth keeping whole.
@@ -109,6 +114,7 @@ class NoisyLabelClassifier(LightningModule):
         self.hparams["num_classes"] = self.num_classes = num_classes
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.transition_lr = transition_lr
         self.backbone = self.build_backbone() if backbone is None else backbone
 
         self.train_metrics = _NoisyMetrics(self.correction)
@@ -119,6 +125,7 @@ class NoisyLabelClassifier(LightningModule):
                 "test_balanced_accuracy": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
             }
         )
+        self.test_loss = MeanMetric(nan_strategy="disable")
 
     def build_backbone(self) -> nn.Module:
         """Make the network; override this for a new architecture. It is called once, from the constructor."""
@@ -159,7 +166,7 @@ class NoisyLabelClassifier(LightningModule):
     def _noisy_step(self, batch: Any, metrics: _NoisyMetrics) -> Tensor:
         inputs, labels, *index = batch
         logits = self(inputs)
-        loss = self.correction(logits, labels, *index)
+        loss = self.correction(logits, labels, *index)  # what a T(x) needs beside them would go in here
         metrics.update(loss, logits, labels)
         return loss
 
@@ -181,17 +188,43 @@ class NoisyLabelClassifier(LightningModule):
         inputs, labels, *_ = batch
         logits = self(inputs)
         self.test_metrics.update(logits, labels)
+        self.test_loss.update(nn.functional.cross_entropy(logits.float(), labels, reduction="none"))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics, which count each sample once on any number of processes."""
         self.log_dict(self.test_metrics)
-        self.log("test_loss", nn.functional.cross_entropy(logits.float(), labels), batch_size=len(labels))
+        self.log("test_loss", self.test_loss)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return p(clean | x), ``(N, C)``."""
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
         return self(inputs).float().softmax(dim=1)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Part the parameters for an optimizer: the network's, and T's, where the correction learns T.
+
+        T's group has no weight decay, which would pull T towards a fixed matrix, and the rate ``transition_lr``.
+
+        Returns:
+            One group, or two: the first is the network's.
+
+        Example:
+            >>> model = NoisyLabelClassifier(nn.Linear(4, 3), num_classes=3)
+            >>> [len(group["params"]) for group in model.parameter_groups()]
+            [2]
+        """
+        learnt = [parameter for parameter in self.correction.parameters() if parameter.requires_grad]
+        learnt_ids = {id(parameter) for parameter in learnt}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in learnt_ids]}]
+        if learnt:
+            rate = {} if self.transition_lr is None else {"lr": self.transition_lr}
+            groups.append({"params": learnt, "weight_decay": 0.0, **rate})
+        return groups
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and the scheduler; called afresh at the beginning of each stage."""
-        optimizer = self.optimizer(self.parameters())
+        groups = self.parameter_groups()
+        optimizer = self.optimizer(self.parameters() if len(groups) == 1 else groups)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from test_callback import estimate_by_hand
-from test_distributed import fit, ranks, rows
+from test_distributed import fit, ranks, rows, stage_one
 from torch import nn
 from toy import CLASSES, ForeignClassifier, ToyData, classifier, trainer
 
@@ -154,7 +154,7 @@ def test_processes_with_synchronized_batch_norm(tmp_path, devices):
     assert rows(torch.cat([rank["seen"] for rank in found])) == rows(ToyData(num_train=101).train.tensors[0])
     model = classifier()
     model.backbone.insert(1, nn.BatchNorm1d(16))
-    model.load_state_dict(torch.load(tmp_path / "stage_one.ckpt", weights_only=True)["state_dict"])
+    model.load_state_dict(torch.load(stage_one(tmp_path), weights_only=True)["state_dict"])
     expected = estimate_by_hand(model, ToyData(num_train=101))
     torch.testing.assert_close(found[0]["transition"], expected, atol=1e-4, rtol=0)
 

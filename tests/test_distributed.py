@@ -33,6 +33,10 @@ def ranks(folder: Path) -> list[dict[str, torch.Tensor]]:
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
 
 
+def stage_one(folder: Path) -> Path:
+    return folder / "lightning_logs" / "version_0" / "stage_one.ckpt"
+
+
 def rows(inputs: torch.Tensor) -> list[tuple[float, ...]]:
     return sorted(map(tuple, inputs.tolist()))
 
@@ -58,7 +62,7 @@ def test_every_sample_is_seen_once(finished):
 
 
 def test_one_process_estimates_the_same_from_the_same_weights(finished):
-    weights = torch.load(finished / "stage_one.ckpt", weights_only=True)["state_dict"]
+    weights = torch.load(stage_one(finished), weights_only=True)["state_dict"]
     model = classifier()
     model.load_state_dict(weights)
     expected = estimate_by_hand(model, ToyData(num_train=97))
@@ -103,7 +107,7 @@ def test_ranks_estimate_with_the_same_batch_statistics(normed):
     assert torch.equal(*means) == (norm == "synchronized")
     model = classifier()
     model.backbone.insert(1, torch.nn.BatchNorm1d(16))
-    model.load_state_dict(torch.load(folder / "stage_one.ckpt", weights_only=True)["state_dict"])
+    model.load_state_dict(torch.load(stage_one(folder), weights_only=True)["state_dict"])
     expected = estimate_by_hand(model, ToyData(num_train=101))
     torch.testing.assert_close(zero["transition"], expected, atol=1e-6, rtol=0)
 

@@ -15,6 +15,7 @@ from noisylightning import (
     NoCorrection,
     NoisyLabelClassifier,
 )
+from noisylightning.transition import Transition
 
 
 def test_metrics_agree_with_a_count_by_hand(tmp_path):
@@ -137,6 +138,54 @@ def test_a_correction_that_nobody_gives_a_transition_is_refused(tmp_path):
         trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(model, ToyData())
 
 
+class Learnt(Transition):
+    """T as the row softmax of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES)
+        self.scores = nn.Parameter(4 * torch.eye(CLASSES))
+
+    def to_dense(self):
+        return self.scores.softmax(dim=1)
+
+
+def test_a_learnt_transition_is_trained_in_a_group_of_its_own(tmp_path):
+    """One automatic optimization: its own rate, no weight decay, every parameter once."""
+    correction = ForwardCorrection(Learnt())
+    model = classifier(
+        correction=correction,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.5),
+        transition_lr=0.1,
+    )
+    before = correction.T.scores.detach().clone()
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, ToyData())
+    network, learnt = run.optimizers[0].param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in (network, learnt)] == [(0.02, 0.5), (0.1, 0.0)]
+    assert learnt["params"] == [correction.T.scores]
+    grouped = {id(parameter) for group in (network, learnt) for parameter in group["params"]}
+    assert grouped == {id(parameter) for parameter in model.parameters()}
+    assert len(network["params"]) + len(learnt["params"]) == len(grouped)
+    assert not torch.equal(correction.T.scores, before)
+
+
+def test_without_a_rate_of_its_own_a_learnt_transition_has_the_optimizers():
+    model = classifier(correction=ForwardCorrection(Learnt()))
+    assert [group["lr"] for group in model.configure_optimizers().param_groups] == [0.02, 0.02]
+
+
+def test_a_fixed_transition_changes_nothing_for_the_optimizer():
+    """It gets the parameters themselves, as any optimizer's factory expects them."""
+    seen = []
+    model = classifier(optimizer=lambda parameters: seen.extend(parameters) or torch.optim.SGD(seen, lr=0.1))
+    assert len(model.configure_optimizers().param_groups) == 1
+    assert all(isinstance(parameter, nn.Parameter) for parameter in seen)
+    assert len(model.parameter_groups()) == 1
+    frozen = ForwardCorrection(Learnt())
+    frozen.T.scores.requires_grad_(False)
+    assert len(classifier(correction=frozen).parameter_groups()) == 1
+
+
 def test_prediction_takes_inputs_with_and_without_labels():
     model = classifier().eval()
     inputs = torch.randn(4, FEATURES)
@@ -155,6 +204,7 @@ def test_prediction_takes_inputs_with_and_without_labels():
             ValueError,
             "for 4 classes but 3",
         ),
+        ({"backbone": nn.Linear(2, 3), "num_classes": 3, "transition_lr": 0.0}, ValueError, "must be positive, got 0"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(arguments, error, message):

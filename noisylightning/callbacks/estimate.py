@@ -28,7 +28,7 @@ class EstimateTransitionCallback(RunPhases):
     given, each stage is as long as the fit would have been, and the fit is twice as long.
 
     What T is estimated on: the data module's (or the module's) ``estimation_dataloader()``; the training data set where
-    there is none, with a warning, since its augmentation stays on. In the trainer's log directory the callback leaves
+    there is none, with a warning, since its augmentation stays on. In the run's folder the callback leaves
     ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``, the weights that T-hat comes from.
 
     It works with any LightningModule. A :class:`~noisylightning.NoisyLabelClassifier` brings its correction. For

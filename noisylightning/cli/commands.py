@@ -25,7 +25,7 @@ from noisylightning.estimators.standalone import estimate_from_predictions, esti
 from noisylightning.internals import dev_batches
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.predictions.writer import PredictionWriter
-from noisylightning.summary import summarize
+from noisylightning.results import evaluate_fit, publish_results
 
 
 class CommandTrainer(Trainer):
@@ -156,7 +156,7 @@ class NoisyLightningCLI(LightningCLI):
     def after_fit(self) -> None:
         """Show what the fit has reached."""
         if isinstance(self.model, NoisyLabelClassifier) and not dev_batches(self.trainer):
-            summarize(self.trainer, self.model, self.datamodule)
+            publish_results(self.trainer, evaluate_fit(self.trainer, self.model, self.datamodule))
 
 
 def main(args: ArgsType = None) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from noisylightning.data._random import seeded_generator
 from noisylightning.data.noise import AsymmetricNoise, LabelNoise, TransitionNoise, check_labels
 from noisylightning.data.noisy_labels import NoisyLabels
-from noisylightning.data.view import Augmentation, EpochSampler, Inputs, LabelledView, Transform
+from noisylightning.data.view import Augmentation, EpochSampler, Inputs, LabelledView, ShareSampler, Transform
 from noisylightning.errors import BadValue, NoSuchFile, NotReady
 from noisylightning.transition import from_flips
 
@@ -293,15 +293,15 @@ class NoisyDataModule(LightningDataModule):
         """Validation samples with noisy labels, or the labels of :meth:`load_val` as they are, in order."""
         if self._val is not None:
             self._val = self._on_device(self._val)
-            return self._loader(self._whole_view(self._val))
-        return self._loader(self._noisy_view(self.val_index))
+            return self._shared(self._whole_view(self._val))
+        return self._shared(self._noisy_view(self.val_index))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test samples with clean labels, in order."""
         if not self.has_test:
             raise BadValue(f"{type(self).__name__} was given no test set: give one, or do not test.")
         self._test = self._on_device(self._test)
-        return self._loader(self._whole_view(self._test))
+        return self._shared(self._whole_view(self._test))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test samples again."""
@@ -367,7 +367,13 @@ class NoisyDataModule(LightningDataModule):
         sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         return self._loader(view, sampler)
 
-    def _loader(self, view: LabelledView, sampler: EpochSampler | None = None) -> DataLoader[Any]:
+    def _shared(self, view: LabelledView) -> DataLoader[Any]:
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return self._loader(view)
+        return self._loader(view, ShareSampler(view, num_replicas=trainer.world_size, rank=trainer.global_rank))
+
+    def _loader(self, view: LabelledView, sampler: EpochSampler | ShareSampler | None = None) -> DataLoader[Any]:
         in_memory = isinstance(view.inputs, Tensor)
         if in_memory:  # Lightning would advise workers, which only slow such data down
             warnings.filterwarnings("ignore", ".*does not have many workers which may be a bottleneck.*")

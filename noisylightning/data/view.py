@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from noisylightning.data._random import seeded_generator
+from noisylightning.errors import BadValue
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 """From a batch as stored to a batch as the network takes it, for example ``Normalize``."""
@@ -145,3 +146,36 @@ class EpochSampler(DistributedSampler[Any]):
         order = torch.randperm(len(self.view), generator=seeded_generator("order", self.seed, self.epoch))
         padded = order.repeat(-(-self.total_size // len(order)))[: self.total_size]
         return iter(padded[self.rank :: self.num_replicas].tolist())
+
+
+class ShareSampler(DistributedSampler[Any]):
+    """This process's share of the samples, in order: nothing padded, nothing twice, so that every count is exact.
+
+    Shares may differ in length by one. Lightning leaves the sampler as it is on several ranks, because of the base
+    class, which pads.
+
+    Args:
+        view: What to read.
+        num_replicas: Number of processes that share the samples.
+        rank: Which of them this one is.
+
+    Raises:
+        ValueError: If there are fewer samples than processes.
+
+    Example:
+        >>> view = LabelledView(torch.arange(5.0), torch.arange(5), index=torch.arange(5))
+        >>> [list(ShareSampler(view, num_replicas=2, rank=rank)) for rank in (0, 1)]
+        [[0, 2, 4], [1, 3]]
+    """
+
+    def __init__(self, view: LabelledView, num_replicas: int, rank: int) -> None:
+        if len(view) < num_replicas:
+            raise BadValue(f"{len(view)} samples cannot be shared by {num_replicas} processes: use fewer processes.")
+        super().__init__(view, num_replicas=num_replicas, rank=rank, shuffle=False)
+        self.share = range(rank, len(view), num_replicas)
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.share)

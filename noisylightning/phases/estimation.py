@@ -11,8 +11,9 @@ from noisylightning.estimators import AnchorEstimator, EstimatorFactory, Transit
 from noisylightning.phases.base import Fit, Phase
 from noisylightning.phases.evidence import doubt
 from noisylightning.phases.identity import identify
-from noisylightning.report import publish_transition
+from noisylightning.run_folder import run_folder
 from noisylightning.transition import relative_l1_error
+from noisylightning.transition_files import publish_transition
 
 
 def predict_first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -29,7 +30,7 @@ class EstimationPhase(Phase):
     """Estimate T from the weights that the phase before has chosen, and leave T-hat for the next.
 
     T is estimated on ``estimation_dataloader()`` of the data module or the module; on the training data set where there
-    is none. In the trainer's log directory it leaves ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``,
+    is none. In the run's folder it leaves ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``,
     the weights that T-hat comes from, which the module has from here on.
 
     Args:
@@ -92,10 +93,9 @@ class EstimationPhase(Phase):
         trainer = fit.trainer
         true = internals.data_attribute(trainer, "transition")
         error = "" if true is None else f"; relative L1 error {relative_l1_error(transition, true.cpu()):.4f}"
-        folder = trainer.log_dir  # a collective: every process asks
         saved = ""
         if not internals.dev_batches(trainer):
-            assert folder is not None
+            folder = run_folder(trainer)
             self.checkpoint = f"{folder}/stage_one.ckpt"
             trainer.save_checkpoint(self.checkpoint, weights_only=True)
             names = internals.data_attribute(trainer, "class_names")

@@ -17,6 +17,7 @@ from noisylightning import internals
 from noisylightning.errors import BadType, BadValue
 from noisylightning.predictions.files import Rows, check_suffix, write_rows
 from noisylightning.predictions.gather import gather_rows
+from noisylightning.run_folder import run_folder
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -30,7 +31,7 @@ class PredictionWriter(BasePredictionWriter):
     Each process keeps its own share in memory until the pass is over; the first then writes the file, a part at a time.
 
     Args:
-        output: The file, ``.npz`` or ``.parquet``; by default ``predictions.parquet`` in the trainer's log directory,
+        output: The file, ``.npz`` or ``.parquet``; by default ``predictions.parquet`` in the run's folder,
             or ``predictions.npz`` where pyarrow is not installed.
 
     Attributes:
@@ -106,11 +107,11 @@ class PredictionWriter(BasePredictionWriter):
         rank_zero_info(f"Predictions saved as {path}.")
 
     def _path(self, trainer: Trainer) -> Path:
-        folder = trainer.log_dir  # a collective: every process asks
+        folder = run_folder(trainer)  # a collective: every process asks
         if self.output is not None:
             return self.output
         suffix = "parquet" if importlib.util.find_spec("pyarrow") else "npz"
-        return Path(folder or ".", f"predictions.{suffix}")
+        return folder / f"predictions.{suffix}"
 
 
 def _columns(rows: dict[str, Tensor], names: list[str], suffix: str) -> Rows:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noisylightning.errors import BadValue, NoSuchFile
@@ -14,6 +17,9 @@ from noisylightning.transition.check import validate_transition
 
 def load_transition(path: str | Path, *, dtype: torch.dtype | None = None) -> Tensor:
     r"""Read T from a ``.npy`` or a comma-separated ``.csv`` file.
+
+    A ``.csv`` file holds the C rows of T, or names its classes: then a first row ``,name,name,...`` goes before them,
+    whose first cell is no number, and each row begins with its class's name.
 
     Args:
         path: The file.
@@ -40,9 +46,28 @@ def load_transition(path: str | Path, *, dtype: torch.dtype | None = None) -> Te
     if not path.is_file():
         raise NoSuchFile(f"no transition matrix at {str(path)!r}: check the path, or write T there first.")
     try:
-        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
+        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_table(path)
         transition = torch.from_numpy(np.asarray(array, dtype=np.float64)).to(dtype or torch.get_default_dtype())
         validate_transition(transition)
     except (TypeError, ValueError) as error:
         raise BadValue(f"no transition matrix in {str(path)!r}: {error}") from None
     return transition
+
+
+def _read_table(path: Path) -> NDArray[np.float64]:
+    text = path.read_text(encoding="utf-8-sig")
+    if text.startswith("#") or _is_number(text.split(",")[0]):
+        return np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2)
+    header, *rows = csv.reader(line for line in text.splitlines() if line.strip())
+    names = [row[0] for row in rows]
+    if names != header[1:]:
+        raise ValueError(f"its columns are named {', '.join(header[1:])}, but its rows {', '.join(names)}")
+    return np.asarray([[float(cell) for cell in row[1:]] for row in rows])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -62,7 +62,7 @@ def test_fit_says_what_happens_and_closes_with_a_table(finished):
     said = (finished / "stderr").read_text()
     assert said.index("Stage one: ") < said.index("T estimated (") < said.index("Stage two: ")
     table = (finished / "stdout").read_text()
-    for part in ("stage 1, best", "stage 2, selected", "stage 2, last", "noisy val", "clean test", "T error"):
+    for part in ("noisy labels, best", "correction, best", "correction, last", "noisy val", "clean test", "T error"):
         assert part in table
     assert str(log_dir(finished)) in table
 
@@ -76,13 +76,15 @@ def test_a_run_says_little_else(finished):
 
 
 def test_fit_improves_the_clean_test_accuracy(finished):
-    rows = {row["weights"]: row for row in json.loads((log_dir(finished) / "summary.json").read_text())}
-    assert rows["stage 2, last"]["test_accuracy"] > rows["stage 1, best"]["test_accuracy"]
-    assert rows["stage 1, best"]["loss"] == "CrossEntropy"
-    assert rows["stage 2, last"]["loss"] == "ForwardCorrection"
-    assert rows["stage 2, last"]["transition_error"] < 0.15
-    assert rows["stage 1, best"]["transition_error"] is None
-    assert rows["stage 1, best"]["epoch"] < 20 <= rows["stage 2, selected"]["epoch"] <= rows["stage 2, last"]["epoch"]
+    first, last, best = json.loads((log_dir(finished) / "summary.json").read_text())
+    assert [row["phase"] for row in (first, last, best)] == ["noisy labels", "correction", "correction"]
+    assert [row["selected_by"] for row in (first, last, best)] == ["val_accuracy", "last", "val_accuracy"]
+    assert last["test_accuracy"] > first["test_accuracy"]
+    assert (first["correction"], first["loss"]) == (None, "CrossEntropy")
+    assert (last["correction"], last["loss"]) == ("ForwardCorrection", "CrossEntropy")
+    assert last["transition_error"] < 0.15
+    assert first["transition_error"] is None
+    assert first["epoch"] < 20 <= best["epoch"] <= last["epoch"]
 
 
 def test_fit_leaves_the_estimate_and_checkpoints_that_load_safely(finished):
@@ -101,8 +103,8 @@ def test_test_and_predict_take_a_checkpoint_without_the_callback(finished, tmp_p
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump(config))
     last = log_dir(finished) / "checkpoints" / "last.ckpt"
     tested = run_here("test", "--config", tmp_path / "plain.yaml", "--ckpt_path", last)
-    rows = {row["weights"]: row for row in json.loads((log_dir(finished) / "summary.json").read_text())}
-    assert f"{rows['stage 2, last']['test_accuracy']:.4f}"[:5] in tested
+    rows = {row["selected_by"]: row for row in json.loads((log_dir(finished) / "summary.json").read_text())}
+    assert f"{rows['last']['test_accuracy']:.4f}"[:5] in tested
     run_here("predict", "--config", tmp_path / "plain.yaml", "--ckpt_path", last)
     run_here("validate", "--config", tmp_path / "plain.yaml", "--ckpt_path", last)
 

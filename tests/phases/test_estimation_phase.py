@@ -138,7 +138,7 @@ def test_t_hat_is_saved_before_backward_refuses_it(tmp_path):
     model = classifier(correction=BackwardCorrection(num_classes=CLASSES))
     with pytest.raises(ValueError, match=r"[Ss]ingular|condition"):
         trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
-    assert (tmp_path / "transition.npy").exists()
+    assert (tmp_path / "lightning_logs" / "version_0" / "transition.npy").exists()
 
 
 def test_an_estimate_against_the_evidence_is_said(tmp_path):

@@ -1,10 +1,13 @@
-"""What a run leaves for people: T-hat as files and pictures, and the closing table."""
+"""T-hat as files: numbers to load again, a table to read, a picture to look at."""
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noisylightning.atomic import written_whole
@@ -20,6 +23,9 @@ def publish_transition(
     class_names: Sequence[str] | None = None,
 ) -> None:
     """Save T-hat as ``transition.npy``, ``.csv`` and ``.png``, and send the picture to loggers that take one.
+
+    :func:`~noisylightning.transition.load_transition` reads both the ``.npy`` and the ``.csv``, in which classes that
+    have names are named: the noisy ones in the first row, the clean ones in the first column.
 
     Args:
         transition: T-hat of shape ``(C, C)``.
@@ -41,7 +47,7 @@ def publish_transition(
     with written_whole(folder / "transition.npy") as path:
         np.save(path, values, allow_pickle=False)
     with written_whole(folder / "transition.csv") as path:
-        np.savetxt(path, values, delimiter=",", fmt="%.8g")
+        path.write_text(_table(values, class_names), encoding="utf-8")
     if true is None:
         figure, _ = draw_transition(transition, class_names=class_names, title="estimated T")
     else:
@@ -51,5 +57,15 @@ def publish_transition(
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image("transition", [str(folder / "transition.png")], step=step)
-        elif hasattr(logger.experiment, "add_figure"):
+        elif hasattr(getattr(logger, "experiment", None), "add_figure"):
             logger.experiment.add_figure("transition", figure, step)
+
+
+def _table(values: NDArray[Any], class_names: Sequence[str] | None) -> str:
+    rows = [[f"{value:.9g}" for value in row] for row in values]  # nine digits tell all of float32 apart
+    if class_names:
+        header = ["clean \\ noisy", *class_names]
+        rows = [header, *([name, *row] for name, row in zip(class_names, rows, strict=True))]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

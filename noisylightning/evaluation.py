@@ -1,0 +1,102 @@
+"""Accuracies outside the Trainer's loops: nothing is logged, and each sample counts once on any number of processes."""
+
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from noisylightning.module import NoisyLabelClassifier
+
+
+def measure(trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataModule) -> dict[str, float]:
+    """Measure a model, as it is, on noisy validation data and on the clean test set.
+
+    The model is in evaluation and on the trainer's device; the trainer's ``limit_val_batches`` and
+    ``limit_test_batches`` hold. A collective: every process calls it.
+
+    Args:
+        trainer: The trainer of the model's fit, which says where and in what precision to compute.
+        model: The model.
+        data: The data module, set up.
+
+    Returns:
+        ``val_accuracy``, ``test_accuracy`` and ``test_balanced_accuracy``, those that there is data for.
+    """
+
+    def accuracy(average: Any) -> MulticlassAccuracy:
+        return MulticlassAccuracy(model.num_classes, average=average, validate_args=False)
+
+    found: dict[str, float] = {}
+    if trainer.limit_val_batches and _defines(data, "val_dataloader"):
+        noisy = MetricCollection({"val_accuracy": accuracy("micro")})
+        batches = _limited(_share(data.val_dataloader()), trainer.limit_val_batches)
+        found |= _run(trainer, model, batches, noisy, model.correction.noisy_log_posterior)
+    if trainer.limit_test_batches and _defines(data, "test_dataloader") and getattr(data, "has_test", True):
+        clean = MetricCollection({"test_accuracy": accuracy("micro"), "test_balanced_accuracy": accuracy("macro")})
+        batches = _limited(_share(data.test_dataloader()), trainer.limit_test_batches)
+        found |= _run(trainer, model, batches, clean, lambda logits: logits)
+    return found
+
+
+def _defines(data: LightningDataModule, loader: str) -> bool:
+    base = next(kind for kind in type(data).__mro__ if kind.__name__ == "DataHooks")
+    return getattr(type(data), loader) is not getattr(base, loader)
+
+
+@torch.no_grad()
+def _run(
+    trainer: Trainer,
+    model: NoisyLabelClassifier,
+    batches: Iterable[Any],
+    metrics: MetricCollection,
+    prediction: Callable[[Tensor], Tensor],
+) -> dict[str, float]:
+    metrics.to(trainer.strategy.root_device)
+    for batch in batches:
+        batch = trainer.precision_plugin.convert_input(batch)
+        inputs, labels, *_ = trainer.strategy.batch_to_device(model._on_before_batch_transfer(batch))
+        with trainer.precision_plugin.forward_context():
+            logits = model(inputs)
+        metrics.update(prediction(logits), labels)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def _share(loader: Any) -> Any:
+    """Return what this process reads of a loader: nothing padded, nothing twice.
+
+    Samplers that pad are set aside; any other says which samples there are. What is no DataLoader over a map-style
+    data set cannot be shared out, and each process reads it as it comes.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    world = torch.distributed.get_world_size() if distributed else 1
+    if world == 1 or not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    batched = loader.batch_sampler is not None
+    if isinstance(loader.sampler, DistributedSampler):
+        places: list[int] = list(range(len(loader.dataset)))  # type: ignore[arg-type]
+    else:  # sorted: where the order is random, processes disagree about it
+        places = sorted(chain.from_iterable(loader.batch_sampler) if batched else loader.sampler)  # type: ignore[arg-type]
+    return DataLoader(
+        loader.dataset,
+        batch_size=getattr(loader.batch_sampler, "batch_size", 1) if batched else None,
+        sampler=places[torch.distributed.get_rank() :: world],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+    )
+
+
+def _limited(loader: Any, limit: int | float) -> Iterable[Any]:
+    """Apply a trainer's limit: a number of batches, or a share of them."""
+    if isinstance(limit, float):
+        return loader if limit == 1.0 else islice(loader, int(limit * len(loader)))
+    return islice(loader, limit)

@@ -1,0 +1,262 @@
+"""What a fit has reached: its weights measured on noisy validation data and on the clean test set."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import rich.box
+import torch
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from noisylightning.atomic import written_whole
+from noisylightning.callbacks import EstimateTransitionCallback
+from noisylightning.evaluation import measure
+from noisylightning.internals import callbacks, share_buffers, snapshot
+from noisylightning.module import NoisyLabelClassifier
+from noisylightning.phases import RunPhases
+from noisylightning.run_folder import run_folder
+from noisylightning.transition import relative_l1_error
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one set of weights has reached.
+
+    Attributes:
+        phase: The phase they were trained in: ``"noisy labels"``, ``"correction"`` or ``"trusted"``.
+        selected_by: The metric on noisy validation data that they were the best by, or ``"last"``.
+        epoch: The epoch they are of.
+        correction: Class of the correction they were trained with; None where T had no part in their training.
+        loss: Class of the base loss.
+        val_accuracy: Accuracy of the noisy prediction, argmax of p T, on the noisy validation data; None without it.
+        test_accuracy: Accuracy of p(clean | x) on the clean test set; None where there is no test set.
+        test_balanced_accuracy: Its mean over classes.
+        transition_error: Relative L1 error of T in the correction; None without one, or where the true T is not known.
+    """
+
+    phase: str
+    selected_by: str
+    epoch: int
+    correction: str | None
+    loss: str
+    val_accuracy: float | None
+    test_accuracy: float | None
+    test_balanced_accuracy: float | None
+    transition_error: float | None
+
+
+def evaluate_fit(trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataModule) -> list[Result]:
+    """Measure what a fit leaves: stage one's weights, the last ones, and those that its ModelCheckpoint selected.
+
+    Each set of weights is measured once, each sample once, whatever the number of processes. Nothing is logged, and
+    model and trainer are left as the fit left them. A collective: every process calls it.
+
+    Args:
+        trainer: The trainer, after its fit.
+        model: The model, after its fit.
+        data: The data module of the fit.
+
+    Returns:
+        One result for each set of weights; the last of them is the fit's choice, the best by the trainer's
+        ModelCheckpoint, or the last weights where none monitors a metric.
+
+    Example:
+        >>> from noisylightning.data import DigitsDataModule
+        >>> from noisylightning.models import MLP
+        >>> model, data = NoisyLabelClassifier(MLP(64, 10), num_classes=10), DigitsDataModule()
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> trainer = Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet)
+        >>> trainer.fit(model, data)
+        >>> [(result.phase, result.selected_by) for result in evaluate_fit(trainer, model, data)]
+        [('noisy labels', 'last')]
+    """
+    data.setup("validate")
+    data.setup("test")
+    results: list[Result] = []
+    measured: tuple[dict[str, Any], dict[str, float]] | None = None
+    with _borrowed(trainer, model), isolate_rng(), torch.no_grad():
+        for weights in _weights(trainer, model):
+            model.load_state_dict(weights.state, strict=model.strict_loading)
+            if measured is None or not _same(trainer, measured[0], weights.state):
+                measured = weights.state, measure(trainer, model, data)
+            corrected = weights.phase != "noisy labels" and model.correction.uses_transition
+            results.append(
+                Result(
+                    phase=weights.phase,
+                    selected_by=weights.selected_by,
+                    epoch=weights.epoch,
+                    correction=type(model.correction).__name__ if corrected else None,
+                    loss=type(model.correction.loss).__name__,
+                    val_accuracy=measured[1].get("val_accuracy"),
+                    test_accuracy=measured[1].get("test_accuracy"),
+                    test_balanced_accuracy=measured[1].get("test_balanced_accuracy"),
+                    transition_error=_error(model.correction.transition, data) if corrected else None,
+                )
+            )
+    return results
+
+
+# Which weights
+
+
+@dataclass
+class _Weights:
+    phase: str
+    selected_by: str
+    epoch: int
+    state: dict[str, Any]
+
+
+def _weights(trainer: Trainer, model: NoisyLabelClassifier) -> Iterator[_Weights]:
+    last = snapshot(model)
+    phase, stage_one = _phase(trainer, model), _stage_one(trainer)
+    if stage_one is not None:
+        selected_by = stage_one.monitor if stage_one.estimate_from == "best" else "last"
+        state = _load(model, stage_one.stage_one_checkpoint)["state_dict"]
+        yield _Weights("noisy labels", selected_by, stage_one.stage_one_epoch, state)
+    yield _Weights(phase, "last", trainer.current_epoch - 1, last)
+    monitor: str | None = getattr(trainer.checkpoint_callback, "monitor", None)
+    best: str = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if monitor and best:
+        checkpoint = _load(model, best)
+        yield _Weights(phase, monitor, checkpoint["epoch"], checkpoint["state_dict"])
+
+
+def _phase(trainer: Trainer, model: NoisyLabelClassifier) -> str:
+    """Name the phase that the fit ended in, the last that began; a fit without phases is one."""
+    running = [callback.phase for callback in callbacks(trainer) if isinstance(callback, RunPhases) and callback.phase]
+    if running:
+        return running[-1].name
+    return "correction" if model.correction.uses_transition else "noisy labels"
+
+
+def _stage_one(trainer: Trainer) -> EstimateTransitionCallback | None:
+    """Return the callback that kept the weights that T was estimated with."""
+    for callback in callbacks(trainer):
+        if isinstance(callback, EstimateTransitionCallback) and callback.stage_one_checkpoint:
+            return callback
+    return None
+
+
+def _load(model: NoisyLabelClassifier, path: str) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    model.on_load_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _same(trainer: Trainer, some: dict[str, Any], others: dict[str, Any]) -> bool:
+    equal = some.keys() == others.keys() and all(
+        torch.equal(value, others[name]) if isinstance(value, Tensor) else value == others[name]
+        for name, value in some.items()
+    )
+    return trainer.strategy.reduce_boolean_decision(equal, all=True)
+
+
+@contextmanager
+def _borrowed(trainer: Trainer, model: NoisyLabelClassifier) -> Iterator[None]:
+    """Lend the model out for measuring: on its device, in evaluation; and give it back as it was."""
+    state, training = snapshot(model), [(child, child.training) for child in model.modules()]
+    device = model.device
+    try:
+        model.to(trainer.strategy.root_device).eval()
+        share_buffers(trainer, model)  # batch statistics differ between processes until they are shared
+        yield
+    finally:
+        model.load_state_dict(state)
+        model.to(device)
+        for child, flag in training:
+            child.training = flag
+
+
+def _error(transition: Tensor | None, data: LightningDataModule) -> float | None:
+    true: Tensor | None = getattr(data, "transition", None)
+    return None if true is None or transition is None else float(relative_l1_error(transition.cpu(), true.cpu()))
+
+
+# Telling
+
+
+def print_results(results: Sequence[Result]) -> None:
+    """Print the closing table.
+
+    Args:
+        results: What :func:`evaluate_fit` returned.
+
+    Example:
+        >>> result = Result("correction", "last", 3, "ForwardCorrection", "CrossEntropy", 0.5, 0.75, 0.7, None)
+        >>> print_results([result])  # doctest: +NORMALIZE_WHITESPACE +ELLIPSIS
+        weights           loss               epoch  noisy val  clean test  T error
+        ───...
+        correction, last  ForwardCorrection      3    50.00 %     75.00 %        -
+    """
+    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for column in ("weights", "loss", "epoch", "noisy val", "clean test", "T error"):
+        table.add_column(column, justify="left" if column in ("weights", "loss") else "right", no_wrap=True)
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.2f} %"
+
+    for result in results:
+        error = "-" if result.transition_error is None else f"{result.transition_error:.4f}"
+        table.add_row(
+            f"{result.phase}, {_chosen(result)}",
+            result.correction or result.loss,
+            str(result.epoch),
+            percent(result.val_accuracy),
+            percent(result.test_accuracy),
+            error,
+        )
+    Console().print(table)
+
+
+def publish_results(trainer: Trainer, results: Sequence[Result]) -> None:
+    """Print the closing table, send the scores to the loggers and leave ``summary.json`` in the run's folder.
+
+    The last result, the fit's choice, goes to the loggers as ``test_accuracy``, ``test_balanced_accuracy`` and
+    ``transition_error``, where logs end and run tables look; each other as ``noisy_labels_best/test_accuracy`` and the
+    like. A collective: every process calls it.
+
+    Args:
+        trainer: The trainer, after its fit.
+        results: What :func:`evaluate_fit` returned.
+    """
+    folder = run_folder(trainer)
+    if trainer.is_global_zero:
+        print_results(results)
+        with written_whole(folder / "summary.json") as path:
+            path.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+        _log(trainer, results)
+        Console().print(_whereabouts(trainer, folder), soft_wrap=True)
+
+
+def _log(trainer: Trainer, results: Sequence[Result]) -> None:
+    scores: dict[str, float] = {}
+    for result in results:
+        prefix = "" if result is results[-1] else f"{result.phase}_{_chosen(result)}/".replace(" ", "_")
+        for name in ("test_accuracy", "test_balanced_accuracy", "transition_error"):
+            value = getattr(result, name)
+            if value is not None:
+                scores[prefix + name] = value
+    for logger in trainer.loggers:
+        logger.log_metrics(scores, step=trainer.global_step)
+        logger.save()
+
+
+def _chosen(result: Result) -> str:
+    return "last" if result.selected_by == "last" else "best"
+
+
+def _whereabouts(trainer: Trainer, folder: Path) -> str:
+    left = ["T-hat", "summary.json"] if _stage_one(trainer) else ["summary.json"]
+    checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
+    if checkpoints is not None and Path(checkpoints).absolute().is_relative_to(folder.absolute()):
+        left, checkpoints = ["checkpoints", *left], None
+    elsewhere = f"; checkpoints are in {checkpoints}" if checkpoints else ""
+    return f"Left in {folder}: {', '.join(left)}{elsewhere}."
