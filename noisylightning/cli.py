@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import auto_cli
@@ -10,6 +11,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 import noisylightning.data
 import noisylightning.losses
 import noisylightning.models  # noqa: F401  (imported, their classes go by their bare names in YAML)
+from noisylightning.data.checkpoint import complete_arguments
 from noisylightning.errors import UserError
 from noisylightning.estimation import EstimatingTrainer, estimate_from_table
 from noisylightning.internals import dev_batches
@@ -41,6 +43,13 @@ class NoisyLightningCLI(LightningCLI):
 
         parser.error = error  # type: ignore[method-assign]
         return parser
+
+    def before_instantiate_classes(self) -> None:
+        """Let a checkpoint say what its data module would else read off the training data."""
+        given = self.config[self.subcommand] if self.subcommand else self.config
+        path = given.get("ckpt_path")
+        if self.subcommand != "fit" and path and Path(path).is_file() and given.get("data"):
+            complete_arguments(given.data.class_path, given.data.init_args, path)
 
     def after_fit(self) -> None:
         """Show what the fit has reached."""
