@@ -111,7 +111,7 @@ class ArrayDataModule(NoisyDataModule):
         if not _are_names(labels):
             return torch.as_tensor(labels)
         names, places = np.unique(labels.astype(str), return_inverse=True)
-        numbers = [class_number(name, self.class_names, f"The array of labels to {part}") for name in names]
+        numbers = [class_number(name, self.class_names, f"The array of labels to {part}") for name in names.tolist()]
         return torch.tensor(numbers, dtype=torch.int64)[torch.from_numpy(places)]
 
     def _array(self, part: str, name: str) -> Any:
@@ -136,7 +136,10 @@ class ArrayDataModule(NoisyDataModule):
 
 def _values(given: Any) -> Any:
     """A tensor as it is, all else as a NumPy array, which takes a pandas frame by position."""
-    return given if isinstance(given, Tensor) else np.asarray(given)
+    if isinstance(given, Tensor):
+        return given
+    values = np.asarray(given)
+    return values if values.flags.writeable else values.copy()  # pandas lends its own, which torch would warn of
 
 
 def _are_names(labels: Any) -> bool:

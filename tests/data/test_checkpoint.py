@@ -15,7 +15,9 @@ from noisylightning.data import ArrayDataModule, ImageFolderDataModule, TableDat
 from noisylightning.data.checkpoint import complete_arguments, read_data_state
 from noisylightning.models import MLP, EmbeddingClassifier
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(dirpath has changed|exists and is not empty|many workers|tensorboard)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(dirpath has changed|exists and is not empty|many workers|tensorboard)"
+)
 
 
 def trainer(folder, **kwargs):
