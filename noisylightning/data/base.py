@@ -1,32 +1,28 @@
 """The base of every data module: one draw of noise, one split, and the loaders."""
 
-import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
-from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noisylightning.data._random import seeded_generator
-from noisylightning.data.checkpoint import read_data_state
+from noisylightning.data.checkpoint import CheckpointedDataModule
 from noisylightning.data.noise import AsymmetricNoise, LabelNoise, TransitionNoise, check_labels
 from noisylightning.data.noisy_labels import NoisyLabels
+from noisylightning.data.trusted import choose_trusted
 from noisylightning.data.view import Augmentation, EpochSampler, Inputs, LabelledView, Transform
 from noisylightning.errors import BadValue, NoSuchFile, NotReady
 from noisylightning.transition import from_flips
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-
-class NoisyDataModule(LightningDataModule):
+class NoisyDataModule(CheckpointedDataModule):
     """Data with noisy training and validation labels and a clean test set.
 
     A subclass sets ``num_classes`` and ``class_names``, at the latest in its constructor, and overrides
@@ -62,7 +58,6 @@ class NoisyDataModule(LightningDataModule):
         val_index: Those of the validation samples.
         trusted_index: Those of the trusted samples.
         has_test: Whether there is a test set, known before ``setup``.
-        learnt_arguments: The arguments whose values may be read off the training data, saved with every checkpoint.
         test_argument: The argument that says where the test set is, for an error to name.
 
     Example:
@@ -80,7 +75,6 @@ class NoisyDataModule(LightningDataModule):
     transform: Transform | None = None
     augmentation: Augmentation | None = None
     has_test: bool = True
-    learnt_arguments: ClassVar[tuple[str, ...]] = ("class_names",)
     test_argument: ClassVar[str] = "test"
 
     def __init__(
@@ -162,63 +156,9 @@ class NoisyDataModule(LightningDataModule):
         """
         return None
 
-    @property
-    def is_fitted(self) -> bool:
-        """Whether all that test data need to be read is there; else the checkpoint or the training data give it."""
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was read off the training data, for the checkpoint: the names of the classes and the like."""
-        if not self.is_fitted:
-            return {}
-        return {"arguments": {name: list(getattr(self, name)) for name in self.learnt_arguments}}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that a checkpoint was made with these classes; Lightning calls this after :meth:`setup`.
-
-        A subclass that learns more from the training data takes it over from the checkpoint, but where it has read
-        training data of its own it refuses to.
-
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-
-        Raises:
-            ValueError: If it was not.
-        """
-        for name, theirs in state_dict.get("arguments", {}).items():
-            own = list(getattr(self, name, theirs))
-            if own != theirs:
-                raise BadValue(
-                    f"The checkpoint was made with the {name} {_few(theirs)}, but {type(self).__name__} has "
-                    f"{_few(own)}: set {name} (--data.{name}) to the checkpoint's, or give its training data."
-                )
-
     def _read_anew(self) -> None:
         """Let go of test data that were read before the checkpoint said how; the loader reads them again."""
         self._test = self._predict = None
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **arguments: Any) -> "Self":
-        """Make the data module for a trained network, without the training data.
-
-        Args:
-            path: A checkpoint of a fit with this data module.
-            arguments: Arguments of the class, for example a ``test_file``; those that the checkpoint knows, such as
-                ``class_names``, can be left out.
-
-        Returns:
-            The data module, with what the checkpoint's was trained with.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no checkpoint, or one of another data module.
-        """
-        state = read_data_state(path, cls.__qualname__)
-        accepted = inspect.signature(cls).parameters
-        learnt = {name: value for name, value in state.get("arguments", {}).items() if name in accepted}
-        data = cls(**learnt | arguments)
-        data.load_state_dict(state)
-        return data
 
     def split(self, num: int) -> tuple[Tensor, Tensor]:
         """Choose which samples train and which validate, at random by ``seed``; override for a split that is given.
@@ -262,7 +202,7 @@ class NoisyDataModule(LightningDataModule):
             inputs, labels = self._checked(self.load_train(), "training labels", every_class=True)
             if self.noise is not None or self.noisy_labels_file is not None:
                 self.noisy_labels = self._corrupt(inputs, labels)
-            self.trusted_index = self._choose_trusted(labels)
+            self.trusted_index = choose_trusted(self.trusted, labels, self.num_classes, self.seed)
             if (val := self.load_val()) is not None:
                 self._val = self._checked(val, "validation labels")
             if (trusted := self.load_trusted()) is not None:
@@ -301,28 +241,6 @@ class NoisyDataModule(LightningDataModule):
                 self._read_test()
                 return
             self._predict = self._checked(found, "labels of samples to predict", unknown=True)
-
-    def _choose_trusted(self, labels: Tensor) -> Tensor:
-        if self.trusted is None:
-            return torch.empty(0, dtype=torch.int64)
-        if not isinstance(self.trusted, int):
-            index = torch.tensor(self.trusted, dtype=torch.int64)
-            wrong = [i for i in self.trusted if not 0 <= i < len(labels)]
-            if wrong or len(index.unique()) < len(index):
-                raise BadValue(
-                    f"trusted must name samples in 0..{len(labels) - 1}, each once, got "
-                    f"{wrong[0] if wrong else 'one twice'}: correct trusted (--data.trusted)."
-                )
-            return index.sort().values
-        counts = torch.bincount(labels, minlength=self.num_classes)
-        if not 0 < self.trusted < counts.min():
-            raise BadValue(
-                f"trusted={self.trusted} of each class cannot be drawn, the smallest class has {int(counts.min())} "
-                "samples: set trusted (--data.trusted) to at least 1 and fewer than that."
-            )
-        order = torch.randperm(len(labels), generator=seeded_generator("trusted", self.seed))
-        chosen = [order[labels[order] == c][: self.trusted] for c in range(self.num_classes)]
-        return torch.cat(chosen).sort().values
 
     def _checked(
         self, part: tuple[Inputs, Tensor], what: str, every_class: bool = False, unknown: bool = False
@@ -496,11 +414,6 @@ class NoisyDataModule(LightningDataModule):
             pin_memory=not in_memory and torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),  # leaves the global stream to the network
         )
-
-
-def _few(names: Sequence[str], few: int = 8) -> str:
-    shown = ", ".join(names[:few])
-    return shown if len(names) <= few else f"{shown} ... ({len(names)})"
 
 
 def _as_is(batch: Any) -> Any:
