@@ -36,7 +36,7 @@ from noisylightning.data import (
     NoisyDataModule,
     measure_transition,
 )
-from noisylightning.data.mnist import default_data_dir
+from noisylightning.data.locations import default_data_dir
 from noisylightning.models import CIFARResNet
 
 BATCH_SIZE = 128

@@ -420,3 +420,18 @@ def test_a_folder_of_200_images_trains_by_one_command(method, tested, data_folde
     rows = summary_of(tmp_path)
     assert len(rows) == (3 if method else 2)
     assert all(row["val_accuracy"] is not None and (row["test_accuracy"] is not None) == tested for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_folder_for_each_class_trains_and_predicts_by_one_command(data_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in (data_folder / "own/labels.csv").read_text().splitlines()[1:]:
+        image, label = line.split(",")
+        (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / label / Path(image).name).write_bytes((data_folder / "own" / image).read_bytes())
+    short = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    network = [*stack("own_images/resnet14"), *short]
+    main(["fit", *network, "--data.root=photos", "--data.test_root=photos"])
+    assert all(row["test_accuracy"] is not None for row in summary_of(tmp_path))
+    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/last.ckpt")
+    main(["predict", *network, "--data.predict_root=photos", f"--ckpt_path={checkpoint}"])

@@ -18,6 +18,7 @@ from noisylightning.cli.classes import import_class
 from noisylightning.cli.help import COMMANDS, class_help
 from noisylightning.cli.parser import Parser
 from noisylightning.cli.terminal import EpochLines, progress, quiet_terminal
+from noisylightning.data.checkpoint import complete_arguments
 from noisylightning.errors import BadValue, NoSuchPackage, UserError
 from noisylightning.estimators import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory
@@ -152,6 +153,13 @@ class NoisyLightningCLI(LightningCLI):
         if not any(isinstance(callback, BasePredictionWriter) for callback in callbacks):
             callbacks.append(PredictionWriter(self._get(self.config_init, "output")))
         self.trainer.predict(return_predictions=False, **kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """Let a checkpoint say what its data module would else read off the training data."""
+        given = self.config[self.subcommand] if self.subcommand else self.config
+        path = given.get("ckpt_path")
+        if self.subcommand != "fit" and path and Path(path).is_file() and given.get("data"):
+            complete_arguments(given.data.class_path, given.data.init_args, path)
 
     def after_fit(self) -> None:
         """Show what the fit has reached."""

@@ -8,20 +8,21 @@ from typing import Any, ClassVar
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
-from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noisylightning.data._random import seeded_generator
+from noisylightning.data.checkpoint import CheckpointedDataModule
 from noisylightning.data.noise import AsymmetricNoise, LabelNoise, TransitionNoise, check_labels
 from noisylightning.data.noisy_labels import NoisyLabels
+from noisylightning.data.trusted import choose_trusted
 from noisylightning.data.view import Augmentation, EpochSampler, Inputs, LabelledView, ShareSampler, Transform
 from noisylightning.errors import BadValue, NoSuchFile, NotReady
 from noisylightning.transition import from_flips
 
 
-class NoisyDataModule(LightningDataModule):
+class NoisyDataModule(CheckpointedDataModule):
     """Data with noisy training and validation labels and a clean test set.
 
     A subclass sets ``num_classes`` and ``class_names``, at the latest in its constructor, and overrides
@@ -29,12 +30,15 @@ class NoisyDataModule(LightningDataModule):
     and, in training only, varied by ``augmentation``.
 
     The labels are corrupted once, those of training and validation together; the test set never passes through here.
+    What is read off the training data (names of classes, the scaling of a table, a vocabulary) is saved with every
+    checkpoint, so that to test and to predict needs no training data, see :meth:`from_checkpoint`.
     Batches are ``(inputs, labels)``, or ``(inputs, labels, index)`` with the sample's place in :meth:`load_train`.
 
     Args:
         noise: What corrupts the labels. None takes them as they are.
         noise_seed: Seed of the noise.
-        manifest: File of noisy labels (``.npz``): read where it exists, written where it does not.
+        noisy_labels_file: File of noisy labels (``.npz``, see :class:`NoisyLabels`): read where it exists, written
+            where it does not.
         trusted: Samples whose labels are known to be right: their places in :meth:`load_train`, or how many to draw of
             each class. They keep their labels and leave the noisy training and validation sets.
         val_fraction: Share of the training samples held out for validation, in (0, 1); their labels are noisy too.
@@ -49,11 +53,12 @@ class NoisyDataModule(LightningDataModule):
         transform: From a batch as stored to a batch as the network takes it.
         augmentation: Random variation of training batches, see :class:`~noisylightning.data.view.Augmentation`.
         flips: The paper's map for asymmetric noise, where there is one for this data.
-        noisy_labels: After ``setup``, the record of the noise; None where there is none.
+        noisy_labels: After ``setup``, the noisy labels and how they came about; None where there is no noise.
         train_index: After ``setup``, the places in :meth:`load_train` of the training samples, in order.
         val_index: Those of the validation samples.
         trusted_index: Those of the trusted samples.
         has_test: Whether there is a test set, known before ``setup``.
+        test_argument: The argument that says where the test set is, for an error to name.
 
     Example:
         >>> from noisylightning.data import DigitsDataModule, SymmetricNoise
@@ -70,12 +75,13 @@ class NoisyDataModule(LightningDataModule):
     transform: Transform | None = None
     augmentation: Augmentation | None = None
     has_test: bool = True
+    test_argument: ClassVar[str] = "test"
 
     def __init__(
         self,
         noise: LabelNoise | None = None,
         noise_seed: int = 0,
-        manifest: str | Path | None = None,
+        noisy_labels_file: str | Path | None = None,
         trusted: int | list[int] | None = None,
         val_fraction: float = 0.1,
         batch_size: int = 128,
@@ -85,12 +91,15 @@ class NoisyDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if not 0 < val_fraction < 1:
-            raise BadValue(f"val_fraction must lie between 0 and 1, got {val_fraction}; 0.1 holds out a tenth.")
+            raise BadValue(
+                f"val_fraction must lie between 0 and 1, got {val_fraction}; set val_fraction (--data.val_fraction), "
+                "0.1 holds out a tenth."
+            )
         if batch_size < 1:
-            raise BadValue(f"batch_size must be at least 1, got {batch_size}.")
+            raise BadValue(f"batch_size must be at least 1, got {batch_size}: set batch_size (--data.batch_size).")
         self.noise = noise
         self.noise_seed = noise_seed
-        self.manifest = manifest
+        self.noisy_labels_file = noisy_labels_file
         self.trusted = trusted
         self.val_fraction = val_fraction
         self.batch_size = batch_size
@@ -103,6 +112,8 @@ class NoisyDataModule(LightningDataModule):
         self._val: tuple[Inputs, Tensor] | None = None
         self._test: tuple[Inputs, Tensor] | None = None
         self._trusted: tuple[Inputs, Tensor] | None = None
+        self._predict: tuple[Inputs, Tensor] | None = None
+        self._evaluates = False  # whether setup() was called to test or to predict
 
     @abstractmethod
     def load_train(self) -> tuple[Inputs, Tensor]:
@@ -136,6 +147,19 @@ class NoisyDataModule(LightningDataModule):
         """
         return None
 
+    def load_predict(self) -> tuple[Inputs, Tensor] | None:
+        """Read samples to predict, labelled or not.
+
+        Returns:
+            Inputs, and their labels, -1 where they are not known; None where there are no such samples, the default:
+            then the test set is predicted.
+        """
+        return None
+
+    def _read_anew(self) -> None:
+        """Let go of test data that were read before the checkpoint said how; the loader reads them again."""
+        self._test = self._predict = None
+
     def split(self, num: int) -> tuple[Tensor, Tensor]:
         """Choose which samples train and which validate, at random by ``seed``; override for a split that is given.
 
@@ -164,7 +188,7 @@ class NoisyDataModule(LightningDataModule):
         if self.flips is None:
             raise BadValue(
                 f"{type(self).__name__} has no flips of its own for AsymmetricNoise(rate={rate}); "
-                "give them, for example AsymmetricNoise(rate, flips={0: 1})."
+                "set flips (--data.noise.flips), for example to {0: 1}."
             )
         return from_flips(self.num_classes, self.flips, rate)
 
@@ -176,9 +200,9 @@ class NoisyDataModule(LightningDataModule):
         """
         if stage in ("fit", "validate", None) and self._train is None:
             inputs, labels = self._checked(self.load_train(), "training labels", every_class=True)
-            if self.noise is not None or self.manifest is not None:
+            if self.noise is not None or self.noisy_labels_file is not None:
                 self.noisy_labels = self._corrupt(inputs, labels)
-            self.trusted_index = self._choose_trusted(labels)
+            self.trusted_index = choose_trusted(self.trusted, labels, self.num_classes, self.seed)
             if (val := self.load_val()) is not None:
                 self._val = self._checked(val, "validation labels")
             if (trusted := self.load_trusted()) is not None:
@@ -186,7 +210,7 @@ class NoisyDataModule(LightningDataModule):
             if self._trusted is not None and self.trusted is not None:
                 raise BadValue(
                     f"{type(self).__name__} has a trusted set of its own, so trusted={self.trusted} cannot be drawn "
-                    "from the noisy one: leave it out."
+                    "from the noisy one: leave trusted (--data.trusted) out."
                 )
             everything = torch.arange(len(labels))
             parts = self.split(len(labels)) if self._val is None else (everything, everything[:0])
@@ -194,38 +218,38 @@ class NoisyDataModule(LightningDataModule):
             if not len(self.train_index) or not (len(self.val_index) or self._val):
                 raise BadValue(
                     f"{len(labels)} samples, {len(self.trusted_index)} of them trusted, leave {len(self.train_index)} "
-                    f"to train, {len(self.val_index)} to validate: change val_fraction={self.val_fraction} or trusted."
+                    f"to train, {len(self.val_index)} to validate: change val_fraction={self.val_fraction} "
+                    "(--data.val_fraction) or trusted (--data.trusted)."
                 )
             self._train = inputs, labels
             rank_zero_info(self._describe())
-        if stage in ("test", "predict", None) and self._test is None and self.has_test:
+        if stage in ("test", "predict", None):
+            self._evaluates = True
+            if self.is_fitted:  # else the loader reads, when the checkpoint has said how
+                if stage != "test":
+                    self._read_predict()
+                if stage != "predict":
+                    self._read_test()
+
+    def _read_test(self) -> None:
+        if self._test is None and self.has_test:
             self._test = self._checked(self.load_test(), "test labels")
 
-    def _choose_trusted(self, labels: Tensor) -> Tensor:
-        if self.trusted is None:
-            return torch.empty(0, dtype=torch.int64)
-        if not isinstance(self.trusted, int):
-            index = torch.tensor(self.trusted, dtype=torch.int64)
-            wrong = [i for i in self.trusted if not 0 <= i < len(labels)]
-            if wrong or len(index.unique()) < len(index):
-                raise BadValue(
-                    f"trusted must name samples in 0..{len(labels) - 1}, each once, got "
-                    f"{wrong[0] if wrong else 'one twice'}: correct the list."
-                )
-            return index.sort().values
-        counts = torch.bincount(labels, minlength=self.num_classes)
-        if not 0 < self.trusted < counts.min():
-            raise BadValue(
-                f"trusted={self.trusted} of each class cannot be drawn, the smallest class has {int(counts.min())} "
-                "samples: choose at least 1 and fewer than that."
-            )
-        order = torch.randperm(len(labels), generator=seeded_generator("trusted", self.seed))
-        chosen = [order[labels[order] == c][: self.trusted] for c in range(self.num_classes)]
-        return torch.cat(chosen).sort().values
+    def _read_predict(self) -> None:
+        if self._predict is None:
+            if (found := self.load_predict()) is None:
+                self._read_test()
+                return
+            self._predict = self._checked(found, "labels of samples to predict", unknown=True)
 
-    def _checked(self, part: tuple[Inputs, Tensor], what: str, every_class: bool = False) -> tuple[Inputs, Tensor]:
+    def _checked(
+        self, part: tuple[Inputs, Tensor], what: str, every_class: bool = False, unknown: bool = False
+    ) -> tuple[Inputs, Tensor]:
         inputs, labels = part
-        labels = check_labels(labels, self.num_classes, f"{type(self).__name__}'s {what}", every_class)
+        if not unknown or (labels != -1).any():
+            known = labels[labels != -1] if unknown else labels
+            known = check_labels(known, self.num_classes, f"{type(self).__name__}'s {what}", every_class)
+            labels = labels if unknown else known
         if len(inputs) != len(labels):
             raise BadValue(
                 f"{type(self).__name__} has {len(inputs)} inputs and {len(labels)} {what}: give one label an input."
@@ -237,20 +261,21 @@ class NoisyDataModule(LightningDataModule):
         if isinstance(noise, AsymmetricNoise) and noise.flips is None:
             assert noise.rate is not None
             noise = TransitionNoise(self.asymmetric_transition(noise.rate))
-        if self.manifest is not None and Path(self.manifest).exists():
-            record = NoisyLabels.load(self.manifest, labels)
+        file = self.noisy_labels_file
+        if file is not None and Path(file).exists():
+            found = NoisyLabels.load(file, labels)
             if noise is not None:
-                record.check_asked(noise, self.num_classes, self.noise_seed)
-            return record
+                found.check_asked(noise, self.num_classes, self.noise_seed)
+            return found
         if noise is None:
             raise NoSuchFile(
-                f"no manifest of noisy labels at {self.manifest}, and no noise to make one with: "
-                "check the path or give noise."
+                f"There are no noisy labels at {file}, and no noise to draw them with: correct noisy_labels_file "
+                "(--data.noisy_labels_file) or set noise (--data.noise)."
             )
-        record = NoisyLabels.draw(noise, labels, self.num_classes, self.noise_seed, inputs)
-        if self.manifest is not None:
-            rank_zero_only(record.save)(self.manifest)  # the other ranks drew the same labels
-        return record
+        drawn = NoisyLabels.draw(noise, labels, self.num_classes, self.noise_seed, inputs)
+        if file is not None:
+            rank_zero_only(drawn.save)(file)  # the other ranks drew the same labels
+        return drawn
 
     def _describe(self) -> str:
         sizes = self.summary
@@ -299,13 +324,22 @@ class NoisyDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Test samples with clean labels, in order."""
         if not self.has_test:
-            raise BadValue(f"{type(self).__name__} was given no test set: give one, or do not test.")
+            raise BadValue(
+                f"{type(self).__name__} was given no test set: set {self.test_argument} (--data.{self.test_argument})."
+            )
+        if self._evaluates:
+            self._read_test()
         self._test = self._on_device(self._test)
         return self._shared(self._whole_view(self._test))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The test samples again."""
-        return self.test_dataloader()
+        """The samples of :meth:`load_predict`, in order, their labels -1 where not known; else the test samples."""
+        if self._evaluates:
+            self._read_predict()
+        if self._predict is None:
+            self.test_dataloader()  # reads them, or says why not
+        part = self._on_device(self._predict or self._test)
+        return self._loader(self._whole_view(part))
 
     def estimation_dataloader(self) -> DataLoader[Any]:
         """Training and validation samples with noisy labels, not augmented, in the order of :meth:`load_train`."""
@@ -333,8 +367,8 @@ class NoisyDataModule(LightningDataModule):
         self._train = self._on_device(self._train)
         if not len(self.trusted_index):
             raise BadValue(
-                f"{type(self).__name__} has no trusted samples: give trusted, their places or how many to draw of each "
-                "class."
+                f"{type(self).__name__} has no trusted samples: give trusted (--data.trusted), their places or how "
+                "many to draw of each class."
             )
         inputs, labels = self._train
         return self._view(inputs, labels, self.trusted_index, augmentation)

@@ -14,7 +14,7 @@ from torchvision import datasets
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.human import HumanNoise
 from noisylightning.data.image import Normalize, RandomCropFlip
-from noisylightning.data.mnist import default_data_dir
+from noisylightning.data.locations import default_data_dir
 from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.transition import CIFAR10_FLIPS, CIFAR100_SUPERCLASSES, cifar100_flips
 
@@ -99,6 +99,7 @@ class CIFAR10DataModule(NoisyDataModule):
         "truck",
     )
     flips = CIFAR10_FLIPS
+    num_features = 3072
     transform = Normalize(mean=[0.4914, 0.4822, 0.4465], std=[0.2470, 0.2435, 0.2616])
     dataset: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10  # knows the names and checksums of the files
     label_key: ClassVar[bytes] = b"labels"
@@ -148,14 +149,14 @@ class CIFAR10DataModule(NoisyDataModule):
         if not path.is_file():
             raise NoSuchFile(
                 f"no {name} in {path.parent}: set data_dir or NOISYLIGHTNING_DATA to the folder that holds "
-                f"{self.dataset.base_folder}, or download=True."
+                f"{self.dataset.base_folder} (--data.data_dir), or download=True (--data.download true)."
             )
         if self.verify:
             found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
             if found != md5:
                 raise BadValue(
                     f"{path} is not the published file, its md5 is {found} and not {md5}: fetch it again, or set "
-                    "verify=False to take it as it is."
+                    "verify=False (--data.verify false) to take it as it is."
                 )
         return path
 

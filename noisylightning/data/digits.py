@@ -28,6 +28,7 @@ class DigitsDataModule(NoisyDataModule):
     num_classes = 10
     class_names = tuple("0123456789")
     flips = MNIST_FLIPS
+    num_features = 64
 
     def load_train(self) -> tuple[Tensor, Tensor]:
         """The 1,437 images that are not the test set's."""

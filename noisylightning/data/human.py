@@ -28,7 +28,9 @@ def read_human_labels(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise NoSuchFile(f"no human labels at {path}: check the path.")
+        raise NoSuchFile(
+            f"There are no human labels at {path}; correct path (--data.noise.path), or human_file (--data.human_file)."
+        )
     try:
         content = _read_pt(path) if path.suffix == ".pt" else _read_npz(path)
     except pickle.UnpicklingError as error:
@@ -109,12 +111,18 @@ class HumanNoise(LabelNoise):
         content = read_human_labels(self._path)
         for key in (self.clean_key, self.key):
             if key not in content:
-                raise BadValue(f"{self._path} has no labels named {key!r}: choose from {sorted(content)}.")
+                raise BadValue(
+                    f"{self._path} has no labels named {key!r}: choose from {sorted(content)} and set key "
+                    "(--data.noise.key) or clean_key (--data.noise.clean_key)."
+                )
         clean, human = (
             check_labels(content[key], num_classes, f"{self._path}'s {key}") for key in (self.clean_key, self.key)
         )
         if len(clean) != len(human):
-            raise BadValue(f"{self._path} has {len(clean)} labels {self.clean_key!r} and {len(human)} {self.key!r}.")
+            raise BadValue(
+                f"{self._path} has {len(clean)} labels {self.clean_key!r} and {len(human)} {self.key!r}: choose key "
+                "(--data.noise.key) and clean_key (--data.noise.clean_key) of one data set."
+            )
         return clean, human
 
 

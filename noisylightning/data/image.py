@@ -65,7 +65,7 @@ class RandomCropFlip:
         if min(height, width) < self.size:
             raise BadValue(
                 f"images of {height} x {width} pixels, padding included, hold no window of {self.size} x {self.size}: "
-                "choose a smaller size or more padding."
+                "set size (--data.size) smaller, or more padding."
             )
         top = (draws[:, 0] * (height - self.size + 1)).long()
         left = (draws[:, 1] * (width - self.size + 1)).long()

@@ -119,11 +119,12 @@ class ImageFiles(ImageSource):
             with Image.open(path) as image:
                 return square_image(image, self.size)
         except FileNotFoundError:
-            raise NoSuchFile(f"no image {path}: correct the path or its line in the list.") from None
+            raise NoSuchFile(f"There is no image {path}; correct the path or its line in the list.") from None
         # Pillow's readers raise OSError, ValueError, SyntaxError and struct.error, each for its own kind of damage
         except Exception as error:
             raise BadValue(
-                f"the image {path} is corrupt or no image ({error}): replace it, or set skip_corrupt to go without."
+                f"the image {path} is corrupt or no image ({error}): replace it, or set "
+                "skip_corrupt (--data.skip_corrupt) to go without."
             ) from error
 
 
@@ -175,12 +176,20 @@ class ImageFilesDataModule(NoisyDataModule):
         self.size = size
         self.resize = size * 8 // 7 if resize is None else resize
         if self.resize < size:
-            raise BadValue(f"resize={self.resize} is smaller than size={size}: images cannot be cut larger.")
+            raise BadValue(
+                f"resize={self.resize} is smaller than size={size}: images cannot be cut larger, so set resize "
+                "(--data.resize)."
+            )
         self.in_memory = in_memory
         self.skip_corrupt = skip_corrupt
         self.transform = v2.Compose([v2.CenterCrop(size), Normalize(mean, std)])
         if augment:
             self.augmentation = RandomCropFlip(size)
+
+    @property
+    def num_features(self) -> int:
+        """Number of values of an image, known before ``setup``."""
+        return 3 * self.size**2
 
     @abstractmethod
     def list_train(self) -> tuple[Sequence[str | Path], Tensor]:

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from noisylightning.data.mnist import default_data_dir
-from noisylightning.data.rows import checked_text, label_number, read_records, read_text
-from noisylightning.data.text import NoisyTextDataModule, Part
+from noisylightning.data.class_names import class_number
+from noisylightning.data.locations import default_data_dir
+from noisylightning.data.rows import read_rows
+from noisylightning.data.text import NoisyTextDataModule, Part, checked_text
 from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.transition import binary_asymmetric
 
@@ -57,7 +58,7 @@ class IMDBDataModule(NoisyTextDataModule):
         if not sources:
             raise NoSuchFile(
                 f"There is neither aclImdb nor imdb.jsonl[.gz|.xz] in {self.data_dir}; set data_dir or "
-                "NOISYLIGHTNING_DATA to the folder that holds one of them."
+                "NOISYLIGHTNING_DATA to the folder that holds one of them (--data.data_dir)."
             )
         source = sources[0]
         texts, labels = self._from_folder(source / part) if source.is_dir() else self._from_table(source, part)
@@ -75,22 +76,30 @@ class IMDBDataModule(NoisyTextDataModule):
         for c, name in enumerate(("neg", "pos")):
             if not (folder / name).is_dir():
                 raise NoSuchFile(f"There is no folder {folder / name}; unpack aclImdb_v1.tar.gz again.")
-            paths = sorted((folder / name).glob("*.txt"), key=_number)
-            texts += map(read_text, paths)
+            paths = sorted((folder / name).glob("*.txt"), key=_review_number)
+            texts += map(_read_text, paths)
             labels += [c] * len(paths)
         return texts, labels
 
     def _from_table(self, path: Path, part: Part) -> tuple[list[str], list[int]]:
         texts, labels = [], []
-        for line, row in read_records(path, ["split", "label", "text"]):
+        for line, row in read_rows(path, dict.fromkeys(("split", "label", "text"))):
             if row["split"] == part:
                 where = f"{path}, line {line},"
                 texts.append(checked_text(row["text"], where))
-                labels.append(label_number(row["label"], self.class_names, where))
+                labels.append(class_number(row["label"], self.class_names, where))
         return texts, labels
 
 
-def _number(path: Path) -> int:
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadValue(f"{path} is not UTF-8 (byte {error.start}); convert it.") from error
+    return checked_text(text, str(path))
+
+
+def _review_number(path: Path) -> int:
     number, _, rating = path.stem.partition("_")
     if not (number.isdecimal() and rating.isdecimal()):
         raise BadValue(f"{path} is not called <number>_<rating>.txt, so it is none of the reviews; remove it.")

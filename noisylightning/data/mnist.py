@@ -2,7 +2,6 @@
 
 import gzip
 import math
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,9 @@ from torchvision import datasets
 
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.image import Normalize
+from noisylightning.data.locations import default_data_dir
 from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.transition import MNIST_FLIPS
-
-
-def default_data_dir() -> Path:
-    """The folder that the environment variable ``NOISYLIGHTNING_DATA`` names, else ``data``."""
-    return Path(os.environ.get("NOISYLIGHTNING_DATA", "data"))
 
 
 def read_idx(path: Path) -> Tensor:
@@ -47,7 +42,7 @@ def read_idx(path: Path) -> Tensor:
         else:
             raise NoSuchFile(
                 f"no {path.name}[.gz] in {path.parent}: set data_dir or NOISYLIGHTNING_DATA to the folder that holds "
-                f"{path.parent.parent.name}/raw, or download=True."
+                f"{path.parent.parent.name}/raw (--data.data_dir), or download=True (--data.download true)."
             )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadValue(f"{path} is truncated or corrupt ({error}): fetch it again.") from error
@@ -86,6 +81,7 @@ class MNISTDataModule(NoisyDataModule):
     num_classes = 10
     class_names: Sequence[str] = tuple("0123456789")
     flips: ClassVar[Mapping[int, int] | None] = MNIST_FLIPS
+    num_features = 784
     transform = Normalize(mean=[0.1307], std=[0.3081])
     dataset: ClassVar[type[datasets.MNIST]] = datasets.MNIST
 

@@ -49,7 +49,7 @@ def check_labels(labels: Tensor, num_classes: int, what: str = "labels", every_c
         first = int(outside[0])
         raise BadValue(
             f"{what} must lie in 0..{num_classes - 1}, got {int(labels[first])} at sample {first}; "
-            "check the labels or num_classes."
+            "correct the labels, or class_names (--data.class_names) or num_classes."
         )
     empty = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten()
     if every_class and len(empty):
@@ -229,7 +229,7 @@ class AsymmetricNoise(ClassConditionalNoise):
         if self.flips is None:
             raise BadValue(
                 "AsymmetricNoise(flips=None) takes the flips of a known data set, and this data has none of its own; "
-                "give flips, for example {0: 1}."
+                "give flips (--data.noise.flips), for example {0: 1}."
             )
         return from_flips(num_classes, self.flips, self.rate)
 
@@ -281,7 +281,7 @@ class InstanceDependentNoise(LabelNoise):
 
     def __init__(self, rate: float) -> None:
         if not 0 <= rate <= 1:
-            raise BadValue(f"the rate must lie in [0, 1], got {rate}.")
+            raise BadValue(f"the rate must lie in [0, 1], got {rate}: set rate (--data.noise.rate).")
         self.rate: float = rate
 
     def transition(self, num_classes: int) -> None:

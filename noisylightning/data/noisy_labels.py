@@ -1,4 +1,4 @@
-"""The record of noisy labels: the labels, how they came about, and which data they belong to."""
+"""Noisy labels, how they came about, and which data they belong to."""
 
 import hashlib
 import zipfile
@@ -19,7 +19,7 @@ from noisylightning.errors import BadValue, NoSuchFile
 
 
 def labels_checksum(labels: Tensor) -> str:
-    """SHA-256 of labels, by which a manifest knows the data that it was made for.
+    """SHA-256 of labels, by which noisy labels know the data that they were drawn for.
 
     Args:
         labels: Integer labels of shape (N,).
@@ -36,7 +36,7 @@ def labels_checksum(labels: Tensor) -> str:
 
 @dataclass(frozen=True)
 class NoisyLabels:
-    """Noisy labels and what is known of how they came about: the manifest.
+    """Noisy labels and what is known of how they came about.
 
     Two people compare on the same noise by sharing the file that :meth:`save` writes.
 
@@ -79,7 +79,7 @@ class NoisyLabels:
             inputs: The N inputs, for noise that depends on them.
 
         Returns:
-            The noisy labels and their record.
+            The noisy labels.
         """
         clean = check_labels(clean_labels, num_classes)
         asked = noise.transition(num_classes)
@@ -109,22 +109,24 @@ class NoisyLabels:
             seed: The seed asked for.
 
         Raises:
-            ValueError: If the record has another noise, T or seed.
+            ValueError: If these have another noise, T or seed.
         """
         asked = noise.transition(num_classes)
         same = asked is None or (asked.shape == self.transition.shape and torch.allclose(asked, self.transition))
         if repr(noise) != self.noise or not same:
             raise BadValue(
-                f"the manifest holds labels by {self.noise} and not by the {noise!r} asked for: leave noise out to "
-                "take the manifest as it is, or name another file."
+                f"The file of noisy labels holds labels by {self.noise} and not by the {noise!r} asked for: leave "
+                "noise (--data.noise) out to take the file as it is, or set noisy_labels_file "
+                "(--data.noisy_labels_file) to another."
             )
         if seed != self.seed:
             raise BadValue(
-                f"the manifest was drawn from noise seed {self.seed}, not {seed}: give that seed or name another file."
+                f"The file of noisy labels was drawn from noise seed {self.seed}, not {seed}: set noise_seed "
+                f"(--data.noise_seed) to {self.seed} or noisy_labels_file (--data.noisy_labels_file) to another."
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the manifest.
+        """Write the file.
 
         Args:
             path: Where to, usually ``*.npz``; an existing file is replaced in one step.
@@ -143,26 +145,28 @@ class NoisyLabels:
 
     @classmethod
     def load(cls, path: str | Path, clean_labels: Tensor) -> "NoisyLabels":
-        """Read a manifest, for the data it was made for and no other.
+        """Read a file of noisy labels, for the data it was drawn for and no other.
 
         Args:
             path: The file that :meth:`save` wrote.
             clean_labels: The labels that were corrupted.
 
         Returns:
-            The noisy labels and their record.
+            The noisy labels.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is no manifest, or one of other data.
+            ValueError: If the file is of another kind, or its labels are of other data.
         """
         path = Path(path)
         if not path.is_file():
-            raise NoSuchFile(f"no manifest of noisy labels at {path}: save one first or check the path.")
+            raise NoSuchFile(
+                f"There are no noisy labels at {path}: write them by NoisyLabels.save or correct the path."
+            )
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 requested = float(content["requested_rate"])
-                record = cls(
+                noisy = cls(
                     labels=torch.from_numpy(content["labels"]),
                     transition=torch.from_numpy(content["transition"]),
                     noise=str(content["noise"]),
@@ -173,13 +177,13 @@ class NoisyLabels:
                 )
         except (KeyError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
             raise BadValue(
-                f"{path} is not a manifest of noisy labels ({error}); write it with NoisyLabels.save."
+                f"{path} is not a file of noisy labels ({error}); write it by NoisyLabels.save or correct the path."
             ) from error
         found = labels_checksum(torch.as_tensor(clean_labels))
-        if record.checksum != found:
+        if noisy.checksum != found:
             raise BadValue(
-                f"The manifest {path} was made for other data: its checksum of the clean labels is "
-                f"{record.checksum[:12]}..., these {len(clean_labels)} labels have {found[:12]}...; "
-                "use the data it was made for or draw new noise."
+                f"The file of noisy labels {path} was made for other data: its checksum of the clean labels is "
+                f"{noisy.checksum[:12]}..., these {len(clean_labels)} labels have {found[:12]}...; "
+                "use the data it was made for, or set noisy_labels_file (--data.noisy_labels_file) to another file."
             )
-        return record
+        return noisy

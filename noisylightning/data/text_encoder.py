@@ -44,6 +44,8 @@ class TextEncoder:
 
     Attributes:
         vocab_size: Size that an embedding needs, known before :meth:`fit`.
+        padding_index: Index of padding, likewise.
+        has_own_vocabulary: Whether the vocabulary was given and not learnt.
 
     Raises:
         ImportError: If the package ``tokenizers`` is not installed.
@@ -73,15 +75,22 @@ class TextEncoder:
         except ImportError as error:
             raise NoSuchPackage("TextEncoder needs tokenizers: pip install 'noisylightning[text]'.") from error
         if vocab_size < 3 or length < 1:
-            raise BadValue(f"TextEncoder needs vocab_size >= 3 and length >= 1, got {vocab_size} and {length}.")
+            raise BadValue(
+                f"TextEncoder needs vocab_size >= 3 and length >= 1, got {vocab_size} and {length}: set vocab_size "
+                "(--data.encoder.vocab_size) and length (--data.encoder.length)."
+            )
         for name, side in {"padding": padding, "truncation": truncation}.items():
             if side not in ("left", "right"):
-                raise BadValue(f"TextEncoder's {name} must be 'left' or 'right', got {side!r}.")
+                raise BadValue(
+                    f"TextEncoder's {name} must be 'left' or 'right', got {side!r}: set {name} (--data.encoder.{name})."
+                )
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.length = length
         self.padding = padding
         self.truncation = truncation
+        self.padding_index = 0  # as fit() numbers words; a vocabulary that is given says itself
+        self.has_own_vocabulary = vocabulary is not None
         self._model: Tokenizer | None = None
         if vocabulary is not None:
             self._use(self._read(vocabulary))
@@ -93,13 +102,19 @@ class TextEncoder:
         if isinstance(vocabulary, str | Path):
             path = Path(vocabulary)
             if not path.is_file():
-                raise NoSuchFile(f"There is no vocabulary file {path}; correct the path or leave it out.")
+                raise NoSuchFile(
+                    f"There is no vocabulary file {path}; correct vocabulary (--data.encoder.vocabulary) or leave it "
+                    "out."
+                )
             try:
                 model = Tokenizer.from_str(path.read_text(encoding="utf-8"))
             except Exception as error:  # tokenizers raises bare exceptions
                 raise BadValue(f"{path} is not a tokenizer.json ({error}); write it with TextEncoder.save.") from error
             if self.tokenizer is None and isinstance(model.model, models.WordLevel) and model.pre_tokenizer is None:
-                raise BadValue(f"{path} was saved for a tokenizer function; give that as tokenizer, too.")
+                raise BadValue(
+                    f"{path} was saved for a tokenizer function; give that as tokenizer (--data.encoder.tokenizer), "
+                    "too."
+                )
         else:
             words = getattr(vocabulary, "stoi", vocabulary)
             if not isinstance(words, Mapping):
@@ -109,7 +124,7 @@ class TextEncoder:
                 )
             missing = [token for token in (PADDING, UNKNOWN) if token not in words]
             if missing:
-                raise BadValue(f"The vocabulary of {len(words)} words has no entry {' and no '.join(missing)}.")
+                raise BadValue(f"The vocabulary of {len(words)} words has no entry {' and no '.join(missing)}; add it.")
             model = Tokenizer(models.WordLevel(dict(words), unk_token=UNKNOWN))
             if self.tokenizer is None:
                 _split_as_keras(model)

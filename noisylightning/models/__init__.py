@@ -1,7 +1,9 @@
 """Backbones: networks that map a batch of inputs to logits ``(N, C)``."""
 
 from noisylightning.models.batchnorm_head import BatchNormHead
+from noisylightning.models.features import feature_extractor, with_features
 from noisylightning.models.mlp import MLP
+from noisylightning.models.outputs import looks_like_probabilities
 from noisylightning.models.pretrained import HuggingFaceClassifier, TimmModel, TorchvisionModel
 from noisylightning.models.resnet import CIFARResNet, ResNet34
 from noisylightning.models.text import EmbeddingClassifier, LSTMClassifier, TransformerClassifier
@@ -17,4 +19,7 @@ __all__ = [
     "TimmModel",
     "TorchvisionModel",
     "TransformerClassifier",
+    "feature_extractor",
+    "looks_like_probabilities",
+    "with_features",
 ]

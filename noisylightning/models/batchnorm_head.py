@@ -1,6 +1,10 @@
 """A head that bounds the outputs of a network, for the losses that need it."""
 
+from typing import Any
+
 from torch import Tensor, nn
+
+from noisylightning.models.features import feature_extractor
 
 
 class BatchNormHead(nn.Module):
@@ -35,3 +39,7 @@ class BatchNormHead(nn.Module):
         if logits.ndim <= 3:
             return self.norm(logits)
         return self.norm(logits.flatten(2)).reshape(logits.shape)
+
+    def features(self, inputs: Any) -> Tensor:
+        """Features ``(N, D)`` of the network within, what goes into its last linear layer."""
+        return feature_extractor(self.backbone)(inputs)

@@ -40,10 +40,12 @@ class MLP(nn.Sequential):
         if min(*widths, num_classes) < 1:
             raise BadValue(
                 f"MLP needs positive sizes, got in_features={in_features}, hidden={tuple(hidden)}, "
-                f"num_classes={num_classes}; give each at least 1."
+                f"num_classes={num_classes}; give each at least 1 (--model.backbone.in_features and so on)."
             )
         if not 0 <= dropout < 1:
-            raise BadValue(f"MLP's dropout must lie in [0, 1), got {dropout}; 0 switches it off.")
+            raise BadValue(
+                f"MLP's dropout must lie in [0, 1), got {dropout}; set dropout (--model.backbone.dropout), 0 for none."
+            )
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
@@ -55,10 +57,16 @@ class MLP(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of samples with ``in_features`` values each."""
+        return self[-1](self.features(input))
+
+    def features(self, input: Tensor) -> Tensor:
+        """Features ``(N, D)``, what goes into the last linear layer."""
         found = input.shape[1:].numel()
         if found != self.in_features:
             raise BadValue(
                 f"MLP was built for {self.in_features} features a sample, got {found}; build it with "
-                f"in_features={found}."
+                f"in_features={found} (--model.backbone.in_features {found})."
             )
-        return super().forward(input)
+        for layer in list(self)[:-1]:
+            input = layer(input)
+        return input

@@ -11,6 +11,7 @@ import torchvision.models
 from torch import Tensor, nn
 
 from noisylightning.errors import BadValue, NoSuchFile, NoSuchPackage
+from noisylightning.models.features import feature_extractor
 
 # These two return a tuple while training unless built without their auxiliary classifiers.
 _AUXILIARY_HEADS = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
@@ -32,7 +33,10 @@ def read_state_dict(path: str | Path) -> MutableMapping[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise NoSuchFile(f"There is no weights file {path}; download it first or correct the path.")
+        raise NoSuchFile(
+            f"There is no weights file {path}; download it first or correct weights_file "
+            "(--model.backbone.weights_file)."
+        )
     load: Callable[[Path], Any] = partial(torch.load, map_location="cpu", weights_only=True)
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file as load
@@ -58,8 +62,16 @@ def _classes_in(state: Mapping[str, Tensor], head: str, source: str) -> int:
     """Number of classes of the weights, read off the classification layer called ``head``."""
     weight = state.get(f"{head}.weight")
     if weight is None:
-        raise BadValue(f"{source} has no entry {head}.weight, so it is not for this architecture; check the name.")
+        raise BadValue(
+            f"{source} has no entry {head}.weight, so it is not for this architecture; correct "
+            "name (--model.backbone.name) or weights_file (--model.backbone.weights_file)."
+        )
     return len(weight)
+
+
+def _head(network: nn.Module) -> str:
+    """Name of torchvision's classification layer, a convolution in SqueezeNet."""
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
 
 
 class TorchvisionModel(nn.Module):
@@ -96,10 +108,14 @@ class TorchvisionModel(nn.Module):
         super().__init__()
         if name not in torchvision.models.list_models(module=torchvision.models):
             raise BadValue(
-                f"torchvision has no classification network {name!r}; torchvision.models.list_models() names them."
+                f"torchvision has no classification network {name!r}; set name (--model.backbone.name) to one of "
+                "torchvision.models.list_models()."
             )
         if weights and weights_file:
-            raise BadValue(f"Give either weights ({weights!r}) or weights_file ({str(weights_file)!r}), not both.")
+            raise BadValue(
+                f"Give either weights ({weights!r}, --model.backbone.weights) or weights_file ({str(weights_file)!r}, "
+                "--model.backbone.weights_file), not both."
+            )
         options: dict[str, bool] = {}
         if name in _AUXILIARY_HEADS:  # their published weights expect inputs of another normalisation
             pretrained = bool(weights or weights_file)
@@ -109,7 +125,10 @@ class TorchvisionModel(nn.Module):
             published = torchvision.models.get_model_weights(name)
             if weights not in published.__members__:
                 known = ", ".join(published.__members__)
-                raise BadValue(f"torchvision publishes no weights {weights!r} for {name}; it publishes {known}.")
+                raise BadValue(
+                    f"torchvision publishes no weights {weights!r} for {name}; it publishes {known}: "
+                    "set weights (--model.backbone.weights) to one of these."
+                )
             self._load(published[weights].get_state_dict(check_hash=True), name, f"The file of {name} {weights}")
         elif weights_file:
             self._load(read_state_dict(weights_file), name, str(weights_file))
@@ -122,7 +141,7 @@ class TorchvisionModel(nn.Module):
             elif name.startswith("densenet"):  # published before module names lost their dots
                 state[re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key)] = state.pop(key)
         own = self.network.state_dict()
-        head = [key for key, module in self.network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+        head = _head(self.network)
         if _classes_in(state, head, source) != len(own[f"{head}.weight"]):
             state.update({key: value for key, value in own.items() if key.startswith(f"{head}.")})
         for key, value in state.items():
@@ -140,6 +159,10 @@ class TorchvisionModel(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
         return self.network(inputs)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Features ``(N, D)`` of images, what goes into the classification layer."""
+        return feature_extractor(self.network, _head(self.network))(inputs)
 
 
 class TimmModel(nn.Module):
@@ -181,9 +204,15 @@ class TimmModel(nn.Module):
         except ImportError as error:
             raise NoSuchPackage("TimmModel needs timm: pip install 'noisylightning[timm]'.") from error
         if not timm.is_model(name.partition(".")[0]):
-            raise BadValue(f"timm {timm.__version__} has no network {name!r}; timm.list_models() names them.")
+            raise BadValue(
+                f"timm {timm.__version__} has no network {name!r}; set name (--model.backbone.name) to one of "
+                "timm.list_models()."
+            )
         if pretrained and weights_file:
-            raise BadValue(f"Give either pretrained=True or weights_file ({str(weights_file)!r}), not both.")
+            raise BadValue(
+                f"Give either pretrained=True or weights_file ({str(weights_file)!r}), not both "
+                "(--model.backbone.pretrained, --model.backbone.weights_file)."
+            )
         if weights_file is None:
             self.network: nn.Module = timm.create_model(
                 name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels
@@ -207,6 +236,10 @@ class TimmModel(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, in_channels, H, W)``."""
         return self.network(inputs)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Features ``(N, D)`` of images, what goes into the last linear layer."""
+        return feature_extractor(self.network)(inputs)
 
 
 class HuggingFaceClassifier(nn.Module):
@@ -253,7 +286,10 @@ class HuggingFaceClassifier(nn.Module):
             "image": transformers.AutoModelForImageClassification,
         }
         if task not in automatic:
-            raise BadValue(f"HuggingFaceClassifier's task must be 'text' or 'image', got {task!r}.")
+            raise BadValue(
+                f"HuggingFaceClassifier's task must be 'text' or 'image', got {task!r}: set task "
+                "(--model.backbone.task)."
+            )
         try:
             config = transformers.AutoConfig.from_pretrained(name, num_labels=num_classes)
             if pretrained:
@@ -264,7 +300,10 @@ class HuggingFaceClassifier(nn.Module):
                 self.network, report = automatic[task].from_config(config), {"mismatched_keys": []}
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0][:200].rstrip(" .")
-            raise BadValue(f"Hugging Face's {task} classifier {name!r} cannot be built: {reason}.") from error
+            raise BadValue(
+                f"Hugging Face's {task} classifier {name!r} cannot be built: {reason}: "
+                "set name (--model.backbone.name) to a folder or a name on the hub."
+            ) from error
         # Another number of classes is expected to change the head, never the body.
         body = f"{self.network.base_model_prefix}."
         misfits = [key for key, *_ in report["mismatched_keys"] if key.startswith(body)]
@@ -281,3 +320,7 @@ class HuggingFaceClassifier(nn.Module):
             return self.network(pixel_values=inputs).logits
         mask = None if self.padding_index is None else (inputs != self.padding_index).long()
         return self.network(input_ids=inputs, attention_mask=mask).logits
+
+    def features(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Features ``(N, D)``, what goes into the last linear layer."""
+        return feature_extractor(self)(inputs)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from noisylightning.errors import BadValue
+from noisylightning.models.features import feature_extractor
 
 
 class _Subsample(nn.Module):
@@ -68,10 +69,14 @@ class CIFARResNet(nn.Sequential):
     def __init__(self, depth: int, num_classes: int, shortcut: Literal["A", "B"] = "A", in_channels: int = 3) -> None:
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise BadValue(f"CIFARResNet's depth must be 6n + 2, such as 14, 20, 32, 44, 56 or 110, got {depth}.")
+            raise BadValue(
+                f"CIFARResNet's depth must be 6n + 2, such as 14, 20, 32, 44, 56 or 110, got {depth}: set depth "
+                "(--model.backbone.depth)."
+            )
         if shortcut not in ("A", "B"):
             raise BadValue(
-                f"CIFARResNet's shortcut must be 'A' (zero padding) or 'B' (1x1 convolution), got {shortcut!r}."
+                f"CIFARResNet's shortcut must be 'A' (zero padding) or 'B' (1x1 convolution), got {shortcut!r}: "
+                "set shortcut (--model.backbone.shortcut)."
             )
         super().__init__(
             nn.Conv2d(in_channels, 16, kernel_size=3, padding=1, bias=False),
@@ -89,6 +94,12 @@ class CIFARResNet(nn.Sequential):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features ``(N, 64)``, what goes into the linear layer."""
+        for layer in list(self)[:-1]:
+            images = layer(images)
+        return images
 
 
 class ResNet34(ResNet):
@@ -116,3 +127,7 @@ class ResNet34(ResNet):
         self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
         self.maxpool = nn.Identity()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features ``(N, 512)``, what goes into the linear layer."""
+        return feature_extractor(self)(images)

@@ -28,7 +28,10 @@ class SpatialDropout(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         if not 0 <= rate < 1:
-            raise BadValue(f"Spatial dropout's rate must lie in [0, 1), got {rate}; 0 switches it off.")
+            raise BadValue(
+                f"Spatial dropout's rate must lie in [0, 1), got {rate}; set dropout (--model.backbone.dropout), 0 for "
+                "none."
+            )
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,8 +88,12 @@ class EmbeddingClassifier(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of word indices ``(N, length)``."""
+        return self.linear(self.features(words))
+
+    def features(self, words: Tensor) -> Tensor:
+        """Features ``(N, length * embedding_dim)``, what goes into the linear layer."""
         # Dropout only multiplies by factors >= 0, so ReLU may go first: over the vocabulary, not over every word read.
-        return self.linear(self.dropout(F.embedding(words, self.embedding.weight.relu())).flatten(1))
+        return self.dropout(F.embedding(words, self.embedding.weight.relu())).flatten(1)
 
 
 class LSTMClassifier(nn.Module):
@@ -138,8 +145,15 @@ class LSTMClassifier(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of word indices ``(N, L)``."""
+        return self.head[-1](self.features(words))
+
+    def features(self, words: Tensor) -> Tensor:
+        """Features ``(N, embedding_dim)``, what goes into the last linear layer."""
         _, (state, _) = self.lstm(self.dropout(self.embedding(words)))
-        return self.head(state[-1])
+        features: Tensor = state[-1]
+        for layer in list(self.head)[:-1]:
+            features = layer(features)
+        return features
 
 
 class TransformerClassifier(nn.Module):
@@ -184,7 +198,10 @@ class TransformerClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if dim % heads:
-            raise BadValue(f"TransformerClassifier's heads must divide its dim, got heads={heads} and dim={dim}.")
+            raise BadValue(
+                f"TransformerClassifier's heads must divide its dim, got heads={heads} and dim={dim}: set heads "
+                "(--model.backbone.heads) or dim (--model.backbone.dim)."
+            )
         self.padding_index = padding_index
         self.words = nn.Embedding(vocab_size, dim)
         self.positions = nn.Embedding(length, dim)
@@ -196,14 +213,19 @@ class TransformerClassifier(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of word indices ``(N, L)``."""
+        return self.head(self.features(words))
+
+    def features(self, words: Tensor) -> Tensor:
+        """Features ``(N, dim)``, the mean over a text's own words that goes into the linear layer."""
         if words.shape[1] > self.positions.num_embeddings:
             raise BadValue(
                 f"TransformerClassifier takes texts of at most {self.positions.num_embeddings} words, got "
-                f"{words.shape[1]}; build it with length={words.shape[1]}."
+                f"{words.shape[1]}; build it with length={words.shape[1]} (--model.backbone.length {words.shape[1]})."
             )
         padding = words == self.padding_index
         # Counted from a text's first word, so that a text has the same logits however it is padded.
         positions = (~padding).cumsum(1).sub(1).clamp(min=0)
         encoded = self.encoder(self.words(words) + self.positions(positions), src_key_padding_mask=padding)
         own = (~padding).unsqueeze(-1).to(encoded.dtype)
-        return self.head((encoded * own).sum(1) / own.sum(1).clamp(min=1))
+        features: Tensor = (encoded * own).sum(1) / own.sum(1).clamp(min=1)
+        return features

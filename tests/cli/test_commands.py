@@ -218,7 +218,7 @@ def test_a_wrong_argument_is_answered_in_one_sentence(arguments, message, tmp_pa
     ("fault", "message"),
     [
         ("image", "03.png is corrupt or no image"),
-        ("manifest", "noise.npz is not a manifest of noisy labels"),
+        ("noisy labels", "noise.npz is not a file of noisy labels"),
         ("table", "labels.csv is not UTF-8"),
         ("test table", "checked.csv, line 6, has the label 'bird', not among the classes cat, dog"),
     ],
@@ -239,8 +239,8 @@ def test_a_fault_in_a_users_files_is_answered_in_one_sentence(fault, message, tm
         (tmp_path / "labels.csv").write_bytes(table.replace("cat", "ch\xe8vre").encode("latin1"))
     (tmp_path / "noise.npz").write_bytes(b"PK\x03\x04")
     arguments = ["--data.root=.", "--data.labels=labels.csv", "--data.test_labels=checked.csv"]
-    if fault == "manifest":
-        arguments.append("--data.manifest=noise.npz")
+    if fault == "noisy labels":
+        arguments.append("--data.noisy_labels_file=noise.npz")
     with pytest.raises(SystemExit) as stopped:
         main(["fit", f"--config={ROOT}/configs/own_images/resnet14.yaml", "--trainer.accelerator=cpu", *arguments])
     sentence = str(stopped.value)

@@ -34,7 +34,7 @@ NOISES = {
     "HumanNoise": {"path": "h.npz", "key": "worse_label"},
     "ConfusionNoise": {"path": "h.npz", "key": "worse_label"},
 }
-SHARED = {"batch_size": 64, "val_fraction": 0.2, "noise_seed": 3, "seed": 1, "manifest": "m.npz", "trusted": 5}
+SHARED = {"batch_size": 64, "val_fraction": 0.2, "noise_seed": 3, "seed": 1, "noisy_labels_file": "m.npz", "trusted": 5}
 
 
 def test_every_noise_is_listed():

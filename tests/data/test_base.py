@@ -159,10 +159,10 @@ def test_noise_and_split_do_not_depend_on_batches_and_order():
 
 def test_setup_is_done_once():
     data = set_up(noise=SymmetricNoise(0.5))
-    record = data.noisy_labels
+    noisy = data.noisy_labels
     data.setup("fit")
     data.setup("test")
-    assert data.noisy_labels is record
+    assert data.noisy_labels is noisy
 
 
 def test_the_summary_says_sizes_and_rates():
@@ -262,21 +262,21 @@ def test_asymmetric_noise_takes_the_map_of_the_data():
         set_up(noise=AsymmetricNoise(0.6))
 
 
-def test_a_manifest_is_written_and_read(tmp_path):
+def test_noisy_labels_are_written_and_read(tmp_path):
     path = tmp_path / "noise.npz"
-    first = set_up(noise=SymmetricNoise(0.5), noise_seed=3, manifest=path)
-    again = set_up(manifest=path)
+    first = set_up(noise=SymmetricNoise(0.5), noise_seed=3, noisy_labels_file=path)
+    again = set_up(noisy_labels_file=path)
     assert torch.equal(again.noisy_labels.labels, first.noisy_labels.labels)
     assert torch.equal(again.transition, first.transition)
-    set_up(noise=SymmetricNoise(0.5), noise_seed=3, manifest=path)
+    set_up(noise=SymmetricNoise(0.5), noise_seed=3, noisy_labels_file=path)
     with pytest.raises(ValueError, match=r"SymmetricNoise\(rate=0.5\) and not by the"):
-        set_up(noise=SymmetricNoise(0.4), noise_seed=3, manifest=path)
+        set_up(noise=SymmetricNoise(0.4), noise_seed=3, noisy_labels_file=path)
     with pytest.raises(ValueError, match="noise seed 3, not 4"):
-        set_up(noise=SymmetricNoise(0.5), noise_seed=4, manifest=path)
+        set_up(noise=SymmetricNoise(0.5), noise_seed=4, noisy_labels_file=path)
     with pytest.raises(ValueError, match="made for other data"):
-        set_up(n=104, manifest=path)
-    with pytest.raises(FileNotFoundError, match="no manifest of noisy labels"):
-        set_up(manifest=tmp_path / "other.npz")
+        set_up(n=104, noisy_labels_file=path)
+    with pytest.raises(FileNotFoundError, match="no noisy labels"):
+        set_up(noisy_labels_file=tmp_path / "other.npz")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_two_processes_share_the_epoch_and_draw_the_same_noise(tmp_path, monkeyp
     # the spawned processes import this file by name
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     run = trainer(tmp_path, max_epochs=3, devices=2, strategy="ddp_spawn", callbacks=[Gather(tmp_path / "seen.pt")])
-    data = Numbers(n=45, batch_size=8, noise=SymmetricNoise(0.5), manifest=tmp_path / "noise.npz")
+    data = Numbers(n=45, batch_size=8, noise=SymmetricNoise(0.5), noisy_labels_file=tmp_path / "noise.npz")
     run.fit(Recorder(), data)
     seen = torch.load(tmp_path / "seen.pt", weights_only=True)
     (first, first_labels), (second, second_labels) = seen

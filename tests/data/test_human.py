@@ -28,19 +28,19 @@ def human_file(request, tmp_path):
 
 
 def test_labels_are_taken_as_people_gave_them_and_the_transition_is_measured(human_file):
-    record = NoisyLabels.draw(HumanNoise(human_file, "worse_label"), CLEAN, 4, seed=0)
-    assert torch.equal(record.labels, HUMAN)
-    assert record.requested_rate is None
-    assert record.actual_rate == 0.25
-    torch.testing.assert_close(record.transition, torch.eye(4) * 0.75 + torch.eye(4).roll(1, dims=1) * 0.25)
+    drawn = NoisyLabels.draw(HumanNoise(human_file, "worse_label"), CLEAN, 4, seed=0)
+    assert torch.equal(drawn.labels, HUMAN)
+    assert drawn.requested_rate is None
+    assert drawn.actual_rate == 0.25
+    torch.testing.assert_close(drawn.transition, torch.eye(4) * 0.75 + torch.eye(4).roll(1, dims=1) * 0.25)
 
 
 def test_their_confusions_can_be_drawn_at_random(human_file):
     clean = torch.arange(40_000) % 4
-    record = NoisyLabels.draw(ConfusionNoise(human_file, "worse_label"), clean, 4, seed=0)
+    drawn = NoisyLabels.draw(ConfusionNoise(human_file, "worse_label"), clean, 4, seed=0)
     measured = measure_transition(CLEAN, HUMAN, 4)
-    assert torch.equal(record.transition, measured)
-    assert (measure_transition(clean, record.labels, 4) - measured).abs().max() < 0.03
+    assert torch.equal(drawn.transition, measured)
+    assert (measure_transition(clean, drawn.labels, 4) - measured).abs().max() < 0.03
 
 
 def test_other_data_is_refused(human_file):

@@ -33,13 +33,13 @@ def cycling(n: int, num_classes: int) -> torch.Tensor:
 )
 def test_drawn_labels_follow_the_transition_asked_for(noise, asked):
     clean = cycling(200_000, 10)
-    record = NoisyLabels.draw(noise, clean, num_classes=10, seed=3)
-    assert torch.equal(record.transition, asked)
-    measured = measure_transition(clean, record.labels, 10)
+    drawn = NoisyLabels.draw(noise, clean, num_classes=10, seed=3)
+    assert torch.equal(drawn.transition, asked)
+    measured = measure_transition(clean, drawn.labels, 10)
     # five standard deviations of a share among 20,000 draws
     assert ((measured - asked).abs() <= 5 * (asked * (1 - asked) / 20_000).sqrt()).all()
-    assert record.requested_rate == pytest.approx(1 - asked.diagonal().mean().item(), abs=1e-6)
-    assert record.actual_rate == pytest.approx((record.labels != clean).double().mean().item())
+    assert drawn.requested_rate == pytest.approx(1 - asked.diagonal().mean().item(), abs=1e-6)
+    assert drawn.actual_rate == pytest.approx((drawn.labels != clean).double().mean().item())
 
 
 def test_a_row_is_sampled_as_a_hand_written_inverse_would():
@@ -61,8 +61,8 @@ def test_a_row_is_sampled_as_a_hand_written_inverse_would():
 @settings(max_examples=50, deadline=None)
 def test_no_label_outside_the_classes_and_none_of_probability_zero(rate, num_classes, seed):
     clean = cycling(300, num_classes)
-    record = NoisyLabels.draw(PairFlipNoise(rate), clean, num_classes, seed)
-    assert record.transition[clean, record.labels].gt(0).all()
+    drawn = NoisyLabels.draw(PairFlipNoise(rate), clean, num_classes, seed)
+    assert drawn.transition[clean, drawn.labels].gt(0).all()
 
 
 def test_the_seed_alone_decides():
@@ -82,19 +82,19 @@ def test_the_global_stream_is_neither_read_nor_moved():
     assert torch.equal(NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=1).labels, first.labels)
 
 
-def test_a_manifest_comes_back_as_it_was(tmp_path):
+def test_noisy_labels_come_back_as_they_were(tmp_path):
     clean = cycling(100, 4)
-    record = NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=2**40 + 1)
-    record.save(tmp_path / "deep" / "noise.npz")
+    drawn = NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=2**40 + 1)
+    drawn.save(tmp_path / "deep" / "noise.npz")
     found = NoisyLabels.load(tmp_path / "deep" / "noise.npz", clean)
-    assert torch.equal(found.labels, record.labels)
-    assert torch.equal(found.transition, record.transition)
+    assert torch.equal(found.labels, drawn.labels)
+    assert torch.equal(found.transition, drawn.transition)
     for name in ("noise", "seed", "checksum", "requested_rate", "actual_rate"):
-        assert getattr(found, name) == getattr(record, name)
+        assert getattr(found, name) == getattr(drawn, name)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["noise.npz"]
 
 
-def test_a_manifest_refuses_other_data(tmp_path):
+def test_noisy_labels_refuse_other_data(tmp_path):
     clean = cycling(100, 4)
     NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=0).save(tmp_path / "noise.npz")
     other = clean.clone()
@@ -103,43 +103,43 @@ def test_a_manifest_refuses_other_data(tmp_path):
         NoisyLabels.load(tmp_path / "noise.npz", other)
 
 
-def test_a_manifest_of_another_kind_is_refused(tmp_path):
+def test_a_file_of_another_kind_is_refused(tmp_path):
     path = tmp_path / "noise.npz"
-    with pytest.raises(FileNotFoundError, match="no manifest of noisy labels at"):
+    with pytest.raises(FileNotFoundError, match="no noisy labels at"):
         NoisyLabels.load(path, cycling(4, 2))
     path.write_bytes(b"PK\x03\x04 not a zip")
-    with pytest.raises(ValueError, match="is not a manifest"):
+    with pytest.raises(ValueError, match="is not a file of noisy labels"):
         NoisyLabels.load(path, cycling(4, 2))
     np.savez(path, labels=np.zeros(4, np.int64))
-    with pytest.raises(ValueError, match="is not a manifest"):
+    with pytest.raises(ValueError, match="is not a file of noisy labels"):
         NoisyLabels.load(path, cycling(4, 2))
     np.savez(path, labels=np.array([{}], dtype=object), requested_rate=0.0)
-    with pytest.raises(ValueError, match="is not a manifest"):
+    with pytest.raises(ValueError, match="is not a file of noisy labels"):
         NoisyLabels.load(path, cycling(4, 2))
 
 
-def test_a_truncated_manifest_is_refused(tmp_path):
+def test_truncated_noisy_labels_are_refused(tmp_path):
     path = tmp_path / "noise.npz"
     clean = cycling(1000, 4)
     NoisyLabels.draw(SymmetricNoise(0.5), clean, 4, seed=0).save(path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="is not a manifest"):
+    with pytest.raises(ValueError, match="is not a file of noisy labels"):
         NoisyLabels.load(path, clean)
 
 
-def test_a_manifest_of_other_noise_is_refused():
-    record = NoisyLabels.draw(SymmetricNoise(0.5), cycling(100, 4), 4, seed=0)
-    record.check_asked(SymmetricNoise(0.5), 4, seed=0)
+def test_noisy_labels_of_other_noise_are_refused():
+    drawn = NoisyLabels.draw(SymmetricNoise(0.5), cycling(100, 4), 4, seed=0)
+    drawn.check_asked(SymmetricNoise(0.5), 4, seed=0)
     words = r"labels by SymmetricNoise\(rate=0.5\) and not by the "
     with pytest.raises(ValueError, match=words + r"SymmetricNoise\(rate=0.4\) asked for"):
-        record.check_asked(SymmetricNoise(0.4), 4, seed=0)
+        drawn.check_asked(SymmetricNoise(0.4), 4, seed=0)
     with pytest.raises(ValueError, match=words + r"InstanceDependentNoise\(rate=0.5\) asked for"):
-        record.check_asked(InstanceDependentNoise(0.5), 4, seed=0)
+        drawn.check_asked(InstanceDependentNoise(0.5), 4, seed=0)
     other = NoisyLabels.draw(TransitionNoise(symmetric(4, 0.1)), cycling(100, 4), 4, seed=0)
     with pytest.raises(ValueError, match="not by the TransitionNoise"):
         other.check_asked(TransitionNoise(symmetric(4, 0.2)), 4, seed=0)
     with pytest.raises(ValueError, match="noise seed 0, not 1"):
-        record.check_asked(SymmetricNoise(0.5), 4, seed=1)
+        drawn.check_asked(SymmetricNoise(0.5), 4, seed=1)
 
 
 def test_the_checksum_does_not_depend_on_the_integer_type():
@@ -190,11 +190,11 @@ def patterns(n):
 @pytest.mark.parametrize("rate", [0.1, 0.45])
 def test_instance_dependent_rates_follow_the_truncated_normal(rate):
     inputs, clean, _ = patterns(40_000)
-    record = NoisyLabels.draw(InstanceDependentNoise(rate), clean, 4, seed=0, inputs=inputs)
+    drawn = NoisyLabels.draw(InstanceDependentNoise(rate), clean, 4, seed=0, inputs=inputs)
     u = np.random.default_rng(0).normal(rate, 0.1, 1_000_000)
-    assert record.requested_rate == rate
-    assert record.actual_rate == pytest.approx(u[(u >= 0) & (u <= 1)].mean(), abs=0.01)
-    assert torch.equal(record.transition, measure_transition(clean, record.labels, 4))
+    assert drawn.requested_rate == rate
+    assert drawn.actual_rate == pytest.approx(u[(u >= 0) & (u <= 1)].mean(), abs=0.01)
+    assert torch.equal(drawn.transition, measure_transition(clean, drawn.labels, 4))
 
 
 def test_instance_dependent_noise_depends_on_the_input_within_a_class():

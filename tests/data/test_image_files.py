@@ -225,3 +225,60 @@ def test_broken_lists_of_clothing1m_are_named(tmp_path):
     (tmp_path / "clean_label_kv.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no list .*clean_label_kv\.txt"):
         Clothing1MDataModule(tmp_path).setup("test")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Thirty images in a folder for each class, and three to test."""
+    write_images(tmp_path / "train", [f"{CLASSES[i % 3]}/{i:02}" for i in range(30)])
+    write_images(tmp_path / "test", ["owl/00", "cat/deeper/01", "dog/02"])
+    return tmp_path
+
+
+def test_a_folder_for_each_class_needs_no_table(folders):
+    data = ImageFolderDataModule(
+        folders / "train", test_root=folders / "test", predict_root=folders / "test", size=8, mean=[0.0] * 3,
+        std=[1.0] * 3, batch_size=30,
+    )  # fmt: skip
+    assert (data.num_classes, data.class_names, data.num_features) == (3, CLASSES, 192)
+    data.setup()
+    images, labels = next(iter(data.estimation_dataloader()))
+    assert [grey % 3 for grey in greys(images)] == labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    images, labels = next(iter(data.test_dataloader()))
+    assert dict(zip(greys(images), labels.tolist(), strict=True)) == {0: 2, 1: 0, 2: 1}
+    images, labels = next(iter(data.predict_dataloader()))
+    assert (greys(images), labels.tolist()) == ([1, 2, 0], [-1] * 3)  # in order of their paths
+
+
+def test_files_that_are_no_images_are_left_out_with_a_warning(folders):
+    (folders / "train" / "cat" / "notes.txt").write_text("a cat")
+    (folders / "train" / "dog" / ".hidden").write_text("")
+    (folders / "train" / ".cache").mkdir()
+    data = ImageFolderDataModule(folders / "train", size=8)
+    with pytest.warns(UserWarning, match=r"1 files in .*cat are no images and left out, .*notes\.txt the first"):
+        data.setup("fit")
+    assert data.summary == {"train": 27, "validation": 3}
+
+
+def test_folders_that_do_not_serve_are_named(folders):
+    with pytest.raises(
+        ValueError, match=r"holds no folder for each class: make them, or set labels \(--data\.labels\)"
+    ):
+        ImageFolderDataModule(folders / "train" / "cat")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent; correct root \(--data\.root\)"):
+        ImageFolderDataModule(folders / "absent")
+    with pytest.raises(ValueError, match="names only the class 'deeper'"):
+        ImageFolderDataModule(folders / "test" / "cat")
+    (folders / "test" / "bird").mkdir()
+    with pytest.raises(ValueError, match=r"bird has the label 'bird', not among the classes cat, dog, owl"):
+        ImageFolderDataModule(folders / "train", test_root=folders / "test").prepare_data()
+    with pytest.raises(ValueError, match=r"holds no image: correct predict_root \(--data\.predict_root\)"):
+        ImageFolderDataModule(folders / "train", predict_root=folders / "test" / "bird").setup("predict")
+
+
+def test_a_missing_column_is_answered_with_the_option_that_names_it(own):
+    (own / "labels.csv").write_text("file,kind\n01.png,cat\n")
+    with pytest.raises(ValueError, match=r"\(it has file, kind\); set image_column \(--data\.image_column\)"):
+        folder_of(own)
+    with pytest.raises(ValueError, match=r"\(it has file, kind\); set label_column \(--data\.label_column\)"):
+        folder_of(own, image_column="file")
