@@ -42,7 +42,7 @@ def run(method: str, noise: str, seed: int, rate: float, arguments: argparse.Nam
     estimated = method == "forward, T-hat"
     callbacks: list[Callback] = []
     if estimated:
-        callbacks.append(EstimateTransitionCallback(stage_one_epochs=arguments.epochs))
+        callbacks.append(EstimateTransitionCallback(arguments.epochs, monitor="val_accuracy", mode="max"))
     if method == "forward, true T":
         callbacks.append(KnownTransitionCallback())
     model = NoisyLabelClassifier(

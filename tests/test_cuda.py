@@ -168,7 +168,9 @@ def test_processes_with_synchronized_batch_norm(tmp_path, devices):
 def test_an_attached_correction_comes_back_with_its_module(tmp_path):
     model = ForeignClassifier()
     correction = ForwardCorrection(num_classes=CLASSES)
-    callback = EstimateTransitionCallback(1, monitor="val_acc", correction=correction, loss_attribute="criterion")
+    callback = EstimateTransitionCallback(
+        1, monitor="val_acc", mode="max", correction=correction, loss_attribute="criterion"
+    )
     trainer(tmp_path, [callback], max_epochs=2, accelerator=ACCELERATOR).fit(model, ToyData())
     expected = ForwardCorrection(callback.transition)
     logits, labels = torch.randn(4, CLASSES), torch.tensor([0, 1, 2, 0])

@@ -101,6 +101,7 @@ def test_several_validation_loaders(tmp_path):
     callback = EstimateTransitionCallback(
         1,
         monitor="val_acc/dataloader_idx_1",
+        mode="max",
         correction=ForwardCorrection(num_classes=CLASSES),
         loss_attribute="criterion",
     )
@@ -230,7 +231,7 @@ def test_it_works_inside_the_other_lightning(tmp_path):
             self.criterion = nn.CrossEntropyLoss()
 
     callback = EstimateTransitionCallback(
-        4, monitor="val_acc", correction=ForwardCorrection(num_classes=CLASSES), loss_attribute="criterion"
+        4, monitor="val_acc", mode="max", correction=ForwardCorrection(num_classes=CLASSES), loss_attribute="criterion"
     )
     stopper = OtherEarlyStopping("val_acc", mode="max", patience=1, min_delta=9)
     checkpoint = OtherModelCheckpoint(tmp_path, monitor="val_acc", mode="max", filename="{epoch}")

@@ -36,7 +36,7 @@ def ours():
 
 def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **options):
     every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
-    best = ModelCheckpoint(folder / "best", monitor=callback.monitor, mode="max")
+    best = ModelCheckpoint(folder / "best", monitor=callback.monitor, mode=callback.mode)
     fit = trainer(
         folder, [callback, best, every, *(make() for make in extra)], max_epochs, enable_checkpointing=True, **options
     )
@@ -55,7 +55,13 @@ def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **optio
         (ours, {"stage_one_epochs": 4}, (lambda: EarlyStopping("val_accuracy", mode="max", patience=1, min_delta=9),)),
         (
             ForeignWithDropout,
-            {"stage_one_epochs": 2, "monitor": "val_acc", "correction": "forward", "loss_attribute": "criterion"},
+            {
+                "stage_one_epochs": 2,
+                "monitor": "val_acc",
+                "mode": "max",
+                "correction": "forward",
+                "loss_attribute": "criterion",
+            },
             (),
         ),
     ],
@@ -90,13 +96,13 @@ def test_a_resumed_hook_is_told_the_transition_again(tmp_path):
         def on_transition_estimated(self, transition):
             self.told = transition
 
-    callback = EstimateTransitionCallback(1, monitor="val_acc")
+    callback = EstimateTransitionCallback(1, monitor="val_acc", mode="max")
     run(tmp_path / "whole", Hooked(), callback, max_epochs=3)
     model = Hooked()
     run(
         tmp_path / "whole",
         model,
-        EstimateTransitionCallback(1, monitor="val_acc"),
+        EstimateTransitionCallback(1, monitor="val_acc", mode="max"),
         ckpt_path=tmp_path / "whole" / "every" / "epoch=1.ckpt",
         max_epochs=3,
     )
@@ -126,7 +132,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
 
 def test_a_checkpoint_of_another_correction_is_refused(tmp_path):
     def callback(correction):
-        return EstimateTransitionCallback(2, monitor="val_acc", correction=correction, loss_attribute="criterion")
+        return EstimateTransitionCallback(
+            2, monitor="val_acc", mode="max", correction=correction, loss_attribute="criterion"
+        )
 
     run(tmp_path / "whole", ForeignClassifier(), callback(ForwardCorrection(num_classes=CLASSES)))
     checkpoint = tmp_path / "whole" / "every" / "epoch=0.ckpt"
@@ -158,7 +166,9 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
 def test_a_foreign_checkpoint_of_other_classes_is_refused(tmp_path):
     def callback(classes):
         correction = ForwardCorrection(num_classes=classes)
-        return EstimateTransitionCallback(2, monitor="val_acc", correction=correction, loss_attribute="criterion")
+        return EstimateTransitionCallback(
+            2, monitor="val_acc", mode="max", correction=correction, loss_attribute="criterion"
+        )
 
     run(tmp_path / "whole", ForeignClassifier(), callback(CLASSES))
     other = ForeignClassifier()

@@ -38,8 +38,8 @@ class NoisyLabelsPhase(Phase):
         stage_one_steps: int | None = None,
         patience: int | None = None,
         estimate_from: Literal["best", "last"] = "best",
-        monitor: str = "val_accuracy",
-        mode: Literal["max", "min"] = "max",
+        monitor: str = "val_loss",
+        mode: Literal["max", "min"] = "min",
     ) -> None:
         for name, value in (
             ("stage_one_epochs", stage_one_epochs),
@@ -52,6 +52,9 @@ class NoisyLabelsPhase(Phase):
             raise BadValue(f"estimate_from must be one of 'best', 'last', got {estimate_from!r}.")
         if mode not in ("max", "min"):
             raise BadValue(f"mode must be one of 'max', 'min', got {mode!r}.")
+        if ("acc" in monitor.lower() and mode == "min") or ("loss" in monitor.lower() and mode == "max"):
+            other = "max" if mode == "min" else "min"
+            raise BadValue(f"mode={mode!r} would choose the weights of the worst {monitor!r}: pass mode={other!r}.")
         self.stage_one_epochs = stage_one_epochs
         self.stage_one_steps = stage_one_steps
         self.patience = patience

@@ -26,6 +26,7 @@ def test_a_foreign_module_is_corrected_at_its_loss_attribute(tmp_path):
     callback = EstimateTransitionCallback(
         2,
         monitor="val_acc",
+        mode="max",
         correction=ForwardCorrection(num_classes=CLASSES),
         loss_attribute="criterion",
     )
@@ -78,7 +79,7 @@ def test_a_foreign_module_may_take_the_transition_by_a_hook(tmp_path):
             self.transition = transition
 
     model = Hooked()
-    callback = EstimateTransitionCallback(1, monitor="val_acc")
+    callback = EstimateTransitionCallback(1, monitor="val_acc", mode="max")
     trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
     assert torch.equal(model.transition, callback.transition)
 

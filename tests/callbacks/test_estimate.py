@@ -89,6 +89,8 @@ def test_predictions_stay_clean_posteriors(tmp_path):
         ({"stage_one_epochs": 1, "estimate_from": "first"}, "estimate_from must be one of 'best', 'last', got 'first'"),
         ({"stage_one_epochs": 1, "mode": "up"}, "mode must be one of"),
         ({"stage_one_epochs": 1, "reinit": "no"}, "reinit must be one of"),
+        ({"monitor": "val_acc"}, "mode='min' would choose the weights of the worst 'val_acc': pass mode='max'"),
+        ({"mode": "max"}, "mode='max' would choose the weights of the worst 'val_loss': pass mode='min'"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):
@@ -133,9 +135,19 @@ def test_arguments_of_another_kind_are_refused(arguments, message):
             "has no criterion 'loss_fn'",
         ),
         ({"stage_one_epochs": 1, "reinit": "fresh"}, ForeignClassifier, {}, r"needs ForeignClassifier.reset_weights"),
-        ({"stage_one_epochs": 1, "monitor": "val_acc"}, classifier, {}, "validation logged only .*val_accuracy"),
+        (
+            {"stage_one_epochs": 1, "monitor": "val_acc", "mode": "max"},
+            classifier,
+            {},
+            "validation logged only .*val_accuracy",
+        ),
         ({"stage_one_epochs": 1}, classifier, {"limit_val_batches": 0}, "this fit has none: pass a validation loader"),
-        ({"stage_one_epochs": 1}, classifier, {"check_val_every_n_epoch": 3}, "has met no 'val_accuracy' in stage one"),
+        (
+            {"stage_one_epochs": 1, "monitor": "val_accuracy", "mode": "max"},
+            classifier,
+            {"check_val_every_n_epoch": 3},
+            "has met no 'val_accuracy' in stage one",
+        ),
     ],
 )
 def test_what_cannot_work_stops_at_once(tmp_path, callback, model, options, message):
@@ -219,3 +231,16 @@ def test_at_the_same_seed_stage_one_is_the_run_without_the_callback(tmp_path, co
         if correction is ForwardCorrection:
             assert torch.equal(ours[name], plain[name])
         torch.testing.assert_close(ours[name], plain[name], atol=1e-6, rtol=0)
+
+
+def test_the_least_noisy_validation_loss_says_which_weights_t_is_estimated_with(tmp_path):
+    losses = []
+
+    class Record(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            losses.append(float(trainer.callback_metrics["val_loss"]))
+
+    steep = lambda parameters: torch.optim.SGD(parameters, lr=4.0)  # noqa: E731  (its loss goes up and down)
+    callback = EstimateTransitionCallback(4)
+    trainer(tmp_path, [callback, Record()], max_epochs=5).fit(classifier(optimizer=steep), ToyData())
+    assert callback.stage_one_epoch == min(range(4), key=losses.__getitem__) < 3

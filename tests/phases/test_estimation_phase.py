@@ -146,5 +146,6 @@ def test_an_estimate_against_the_evidence_is_said(tmp_path):
         def compute(self):
             return torch.eye(CLASSES)
 
+    callback = EstimateTransitionCallback(1, estimator=Sure, monitor="val_accuracy", mode="max")
     with pytest.warns(UserWarning, match=r"T-hat is nearly the identity, though noisy validation accuracy is only 0.5"):
-        trainer(tmp_path, [EstimateTransitionCallback(1, estimator=Sure)], max_epochs=2).fit(Scripted(0.5), ToyData())
+        trainer(tmp_path, [callback], max_epochs=2).fit(Scripted(0.5), ToyData())

@@ -24,7 +24,7 @@ def stage_of_epochs(tmp_path, callback, callbacks=(), model=None, **kwargs) -> l
 
 def test_best_weights_are_those_of_the_best_noisy_validation(tmp_path):
     data = ToyData()
-    callback = EstimateTransitionCallback(stage_one_epochs=3)
+    callback = EstimateTransitionCallback(stage_one_epochs=3, monitor="val_accuracy", mode="max")
     trainer(tmp_path, [callback], max_epochs=4).fit(Scripted(0.2, 0.9, 0.4), data)
     best = classifier(correction=NoCorrection(num_classes=CLASSES))
     trainer(tmp_path, max_epochs=2).fit(best, data)
@@ -68,7 +68,7 @@ def test_steps_end_stage_one_within_an_epoch(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:T-hat contradicts the evidence")  # the accuracies are made up
 def test_a_plateau_ends_stage_one(tmp_path):
-    callback = EstimateTransitionCallback(8, patience=2)
+    callback = EstimateTransitionCallback(8, patience=2, monitor="val_accuracy", mode="max")
     model = Scripted(0.3, 0.5, 0.5, 0.4, 0.9)
     assert stage_of_epochs(tmp_path, callback, model=model, max_epochs=10) == [1] * 4 + [2] * 6
     assert callback.stage_one_epoch == 1
