@@ -66,8 +66,6 @@ class EstimateTransitionCallback(RunPhases):
         >>> trainer = Trainer(max_epochs=10, callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
-    provides_transition = True  # so that a correction without T is not refused
-
     def __init__(
         self,
         stage_one_epochs: int | None = None,

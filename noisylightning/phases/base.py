@@ -113,11 +113,13 @@ class Phase:
 
     Attributes:
         name: What it is called.
+        provides_transition: Whether it gives the correction a T.
         trains: Whether it takes training steps, and so counts as a stage; else all its work is done in :meth:`begin`.
         begins_at: The epoch at which it begins for certain; None where that depends on the phase before.
     """
 
     name: ClassVar[str]
+    provides_transition: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     begins_at: int | None = None
 

@@ -27,6 +27,7 @@ class CorrectionPhase(Phase):
     """
 
     name = "correction"
+    provides_transition = True
 
     def __init__(self, reinit: Literal["initial", "fresh", "keep"] = "initial") -> None:
         if reinit not in _STARTS:

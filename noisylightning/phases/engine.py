@@ -56,6 +56,11 @@ class RunPhases(Callback):
         return sum(phase.trains for phase in self.phases[: self._index + 1])
 
     @property
+    def provides_transition(self) -> bool:
+        """Whether one of the phases gives the correction a T."""
+        return any(phase.provides_transition for phase in self.phases)
+
+    @property
     def beginnings(self) -> list[int]:
         """The epochs at which phases that have not begun will begin for certain."""
         return [phase.begins_at for phase in self._waiting if phase.begins_at is not None]

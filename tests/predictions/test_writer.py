@@ -59,14 +59,16 @@ def test_a_file_says_of_each_sample_which_class_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_the_file_is_in_the_log_directory_and_its_place_is_said(installed, tmp_path, monkeypatch, caplog):
+def test_the_file_is_in_the_folder_of_the_run_and_its_place_is_said(installed, tmp_path, monkeypatch, caplog):
     if not installed:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     writer = PredictionWriter()
     run = trainer(tmp_path, [writer])
     with caplog.at_level("INFO"):
         run.predict(classifier(), ToyData(), return_predictions=False)
-    assert writer.path == tmp_path / ("predictions.parquet" if installed else "predictions.npz")
+    assert writer.path == tmp_path / "lightning_logs" / "version_0" / (
+        "predictions.parquet" if installed else "predictions.npz"
+    )
     assert writer.path.exists()
     assert f"Predictions saved as {writer.path}." in caplog.text
     assert len(read_rows(writer.path)[0]["index"]) == 48
