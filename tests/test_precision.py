@@ -78,7 +78,7 @@ def test_stage_two_is_a_fit_of_its_own(whole, tmp_path):
 @pytest.mark.parametrize("epoch", range(4))
 def test_every_epoch_end_resumes_bit_for_bit(whole, tmp_path, epoch):
     folder, callback, record, state, _ = whole
-    again, resumed = EstimateTransitionCallback(2, estimate_from="last"), Record()
+    again, resumed = EstimateTransitionCallback(2, estimate_from="last", predict=callback.predict), Record()
     run = fit(tmp_path, again, resumed, ckpt_path=folder / f"epoch={epoch}.ckpt")
     done = 6 * (epoch + 1)
     assert run.precision_plugin.state_dict() == state
