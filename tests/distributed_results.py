@@ -32,7 +32,7 @@ def arrays() -> ArrayDataModule:
     inputs, labels = ToyData(num_train=90).train.tensors
     noise = SymmetricNoise(0.3)
     return ArrayDataModule(
-        (inputs, labels), (inputs[:17], labels[:17]), noise=noise, batch_size=8, val_fraction=17 / 90
+        (inputs, labels), test=(inputs[:17], labels[:17]), noise=noise, batch_size=8, val_fraction=17 / 90
     )
 
 

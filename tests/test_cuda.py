@@ -3,10 +3,9 @@
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from test_callback import estimate_by_hand
 from test_distributed import fit, ranks, rows, stage_one
 from torch import nn
-from toy import CLASSES, ForeignClassifier, ToyData, classifier, trainer
+from toy import CLASSES, ForeignClassifier, ToyData, classifier, estimate_by_hand, trainer
 
 from noisylightning import (
     BackwardCorrection,

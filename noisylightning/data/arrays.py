@@ -59,6 +59,11 @@ class ArrayDataModule(NoisyDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if labels is not None and isinstance(train, tuple):
+            raise BadValue(
+                f"{type(self).__name__} was given a pair of inputs and labels, and labels beside it: give the test data"
+                " by name, test=(inputs, labels)."
+            )
         self.train = train if labels is None else (train, labels)
         self.test = test
         self.predict = predict

@@ -78,7 +78,7 @@ def test_a_run_says_little_else(finished):
 def test_fit_improves_the_clean_test_accuracy(finished):
     first, last, best = json.loads((log_dir(finished) / "summary.json").read_text())
     assert [row["phase"] for row in (first, last, best)] == ["noisy labels", "correction", "correction"]
-    assert [row["selected_by"] for row in (first, last, best)] == ["val_accuracy", "last", "val_accuracy"]
+    assert [row["selected_by"] for row in (first, last, best)] == ["val_loss", "last", "val_accuracy"]
     assert last["test_accuracy"] > first["test_accuracy"]
     assert (first["correction"], first["loss"]) == (None, "CrossEntropy")
     assert (last["correction"], last["loss"]) == ("ForwardCorrection", "CrossEntropy")

@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 from pytorch_lightning.utilities import rank_zero_info
-from toy import ToyData, classifier, trainer
+from toy import ToyData, classifier, trainer, uncorrected
 
 from noisylightning import EstimateTransitionCallback
 from noisylightning.cli.terminal import Bar, EpochLines, progress, quiet_terminal
@@ -35,7 +35,7 @@ def shown(monkeypatch):
 
 def test_only_lightnings_talk_is_left_out_and_only_in_the_command(shown, tmp_path):
     with quiet_terminal():
-        trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(classifier(), ToyData())
+        trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(uncorrected(), ToyData())
         rank_zero_info("ours")
         logging.getLogger("pytorch_lightning.anything").warning("a warning")
     stages = [text.split(":")[0] for text in shown[:-2]]
@@ -111,10 +111,10 @@ def test_a_log_file_gets_a_line_an_epoch_if_epochs_are_long(tmp_path, monkeypatc
     caplog.set_level("INFO")
     lines = progress([])
     assert isinstance(lines, EpochLines)
-    trainer(tmp_path, [lines], max_epochs=2).fit(classifier(), ToyData())
+    trainer(tmp_path, [lines], max_epochs=2).fit(uncorrected(), ToyData())
     assert not [text for text in caplog.messages if text.startswith("Epoch")]
     monkeypatch.setattr("noisylightning.cli.terminal._SECONDS_BETWEEN_LINES", 0.0)
-    trainer(tmp_path, [EpochLines()], max_epochs=2).fit(classifier(), ToyData())
+    trainer(tmp_path, [EpochLines()], max_epochs=2).fit(uncorrected(), ToyData())
     told = [text for text in caplog.messages if text.startswith("Epoch")]
     assert [text.split(":")[0] for text in told] == ["Epoch 0/1", "Epoch 1/1"]
     assert "val_loss 1." in told[0] or "val_loss 0." in told[0]

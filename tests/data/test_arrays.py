@@ -68,6 +68,8 @@ def test_inputs_and_labels_are_taken_one_after_the_other():
         ArrayDataModule(INPUTS)
     with pytest.raises(ValueError, match=r"test is a ndarray without labels: give a pair, test=\(inputs, labels\)"):
         ArrayDataModule(INPUTS, LABELS, test=INPUTS).setup("test")
+    with pytest.raises(ValueError, match=r"a pair of inputs and labels, and labels beside it: .*test=\(inputs, labels"):
+        ArrayDataModule((np.zeros((4, 2)), np.arange(4)), (np.zeros((4, 2)), np.arange(4)))
     with pytest.raises(ValueError, match=r"has no arrays to train: give train \(--data\.train\)"):
         ArrayDataModule(test=(INPUTS, LABELS))
 
