@@ -24,7 +24,7 @@ class Correction(nn.Module):
 
     Called as ``correction(logits, target)``, with the shapes of :func:`torch.nn.functional.cross_entropy`; class
     weights, ``ignore_index`` and ``reduction`` are settings of the base loss. With T the identity every correction is
-    its base loss, in value and gradient. A subclass defines :meth:`corrected`.
+    its base loss, to the last bit. A subclass defines :meth:`corrected`.
 
     In a state dict T goes by the name ``transition``: a dense one is that tensor, of another one ``transition.rate``
     and the like are the parts.
@@ -191,9 +191,15 @@ class Correction(nn.Module):
         transition = self.transition_at(features, index)
         transition.check_logits(logits)
         extra = (index,) if loss.needs_index and index is not None else ()
+        if self.is_base_loss(transition):
+            return loss.reduce(loss.values(logits, loss.weighted(labels), *extra), labels, mask)
         value = self.corrected(logits, labels, mask, transition, *extra)
         penalty = transition.penalty() if self.training else None
         return value if penalty is None else value + penalty
+
+    def is_base_loss(self, transition: Transition) -> bool:
+        """Whether with this T the correction is its base loss, which is then computed as it is, to the last bit."""
+        return transition.is_identity
 
     def corrected(
         self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor
@@ -294,6 +300,10 @@ class ForwardCorrection(Correction):
                 "hold for it: forward correction need not lead to the clean posterior.",
                 stacklevel=2,
             )
+
+    def is_base_loss(self, transition: Transition) -> bool:
+        """Whether T is the identity, and no floor lies under the likelihood."""
+        return transition.is_identity and self.floor == 0
 
     def corrected(
         self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from noisylightning.corrections import Correction, NoCorrection
 from noisylightning.errors import BadType, BadValue
+from noisylightning.internals import callbacks, reseed
 
 
 class _NoisyMetrics(nn.Module):
@@ -98,6 +99,7 @@ class NoisyLabelClassifier(LightningModule):
         transition_lr: float | None = None,
     ) -> None:
         super().__init__()
+        self._seed: int | None = None  # of the fit, from which each epoch's random state is made
         self.correction = NoCorrection() if correction is None else correction
         num_classes = self.correction.num_classes if num_classes is None else num_classes
         if num_classes is None:
@@ -146,14 +148,31 @@ class NoisyLabelClassifier(LightningModule):
         return self.backbone(inputs)
 
     def on_fit_start(self) -> None:
-        """Refuse a correction that would train without a T, unless a callback is to give it one.
+        """Take the fit's seed; refuse a correction that would train without a T, if no callback is to give it one.
 
         Raises:
             RuntimeError: If neither the correction nor a callback has a T.
         """
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(getattr(callback, "provides_transition", False) for callback in callbacks):
+        if not any(getattr(peer, "provides_transition", False) for peer in callbacks(self.trainer)):
             self.correction.require_transition()
+        if self._seed is None:
+            self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
+
+    def on_train_epoch_start(self) -> None:
+        """Begin each epoch from a random state of its own, so that a fit that was killed resumes bit for bit.
+
+        Phases do the same, so that stage one draws what a fit without them draws.
+        """
+        if self._seed is not None and not any(getattr(peer, "reseeds", False) for peer in callbacks(self.trainer)):
+            reseed(self.trainer, self._seed)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the fit's seed."""
+        checkpoint["fit_seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the fit's seed up."""
+        self._seed = checkpoint.get("fit_seed")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the corrected loss on the noisy labels."""

@@ -491,7 +491,7 @@ def test_autocast(kind, dtype):
         (lambda: ForwardCorrection(num_classes=3)(torch.zeros(1, 3), torch.ones(1, 3)), ValueError, "sums to 3"),
         (lambda: ForwardCorrection(num_classes=3)(torch.zeros(1, 3), torch.tensor([0]).int()), TypeError, "int32"),
         (lambda: ForwardCorrection(num_classes=3)(torch.zeros(1, 3), torch.tensor(0)), ValueError, "need \\(1,\\)"),
-        (lambda: Correction(num_classes=3)(torch.zeros(1, 3), torch.tensor([0])), NotImplementedError, "corrected"),
+        (lambda: Correction(symmetric(3, 0.1))(torch.zeros(1, 3), torch.tensor([0])), NotImplementedError, "corrected"),
     ],
 )
 def test_refuses_in_one_sentence(call, error, sentence):

@@ -107,14 +107,15 @@ def test_the_iterator_comes_after_the_epoch_starts_except_in_the_first_epoch_of_
             return Loader(self.train, batch_size=16)
 
     start = Calls(on_train_epoch_start=lambda *args: order.append("epoch starts"))
-    fit(tmp_path, start, ModelCheckpoint(tmp_path, filename="{epoch}"), data=Data(), enable_checkpointing=True)
+    every = ModelCheckpoint(tmp_path, filename="{epoch}")
+    fit(tmp_path, start, every, model=ForeignClassifier(), data=Data(), enable_checkpointing=True)
     assert order == ["iterator", "epoch starts", "epoch starts", "iterator"]
     order.clear()
     fetchers = []
     look = Calls(on_train_epoch_start=lambda trainer, module: fetchers.append(trainer.fit_loop._data_fetcher))
     run = trainer(tmp_path, [start, look], max_epochs=3)
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
-        run.fit(uncorrected(), Data(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+        run.fit(ForeignClassifier(), Data(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
     assert order == ["iterator", "epoch starts"]
     assert fetchers[0] is not None
 

@@ -5,6 +5,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch import nn
+from torch.utils.data import DataLoader
 from toy import CLASSES, FEATURES, TRUE, ToyData, adam, backbone, classifier, trainer, uncorrected
 
 from noisylightning import (
@@ -184,6 +185,29 @@ def test_a_fixed_transition_changes_nothing_for_the_optimizer():
     frozen = ForwardCorrection(Learnt())
     frozen.T.scores.requires_grad_(False)
     assert len(classifier(correction=frozen).parameter_groups()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_fit_without_phases_resumes_bit_for_bit(tmp_path):
+    """Each epoch's draws, here dropout and the order of the samples, come from the fit's seed and the epoch."""
+
+    class Shuffled(ToyData):
+        def train_dataloader(self):
+            return DataLoader(self.train, batch_size=16, shuffle=True)
+
+    def fit(**options):
+        model = classifier(dropout=0.3, correction=NoCorrection(num_classes=CLASSES))
+        every = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        trainer(tmp_path, [every], max_epochs=4, enable_checkpointing=True).fit(
+            model, Shuffled(), weights_only=True, **options
+        )
+        return model.state_dict()
+
+    whole = fit()
+    for epoch in range(3):
+        torch.manual_seed(123)  # what a new process happens to draw from
+        resumed = fit(ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
 def test_prediction_takes_inputs_with_and_without_labels():

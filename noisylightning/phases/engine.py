@@ -46,6 +46,11 @@ class RunPhases(Callback):
         self._span: tuple[int, int] | None = None  # of schedules in it; None as long as nothing was built anew
 
     @property
+    def reseeds(self) -> bool:
+        """Whether it gives each epoch its random state: from the beginning of its first phase on."""
+        return self.phase is not None
+
+    @property
     def phase(self) -> Phase | None:
         """The running phase; None before the first."""
         return self.phases[self._index] if self._index >= 0 else None

@@ -43,6 +43,9 @@ class Transition(nn.Module):
     needs_features: ClassVar[bool] = False
     """Whether :meth:`at` needs the features of the samples."""
 
+    is_identity: bool = False
+    """Whether T is the identity, so that a correction is its base loss and need not compute with T."""
+
     max_condition: float | None = None
     """What the condition number may be at most, once :meth:`factorize` was told."""
 
@@ -70,6 +73,9 @@ class Transition(nn.Module):
     def penalty(self) -> Tensor | None:
         """What a T that learns adds to the training loss; None for nothing."""
         return None
+
+    def notice_identity(self) -> None:
+        """Bring :attr:`is_identity` up to date, after T was set or loaded."""
 
     def start_from(self, estimate: Tensor) -> None:
         """Take the values of an estimated T, in place.
@@ -199,5 +205,6 @@ def _check_sizes(transition: Transition, state: dict[str, Any], prefix: str, *_:
 
 def _refresh(transition: Transition, _: Any) -> None:
     """What was derived from the T before does not belong to the loaded one."""
+    transition.notice_identity()
     if transition.max_condition is not None:
         transition.factorize(transition.max_condition)

@@ -50,6 +50,7 @@ class DenseTransition(Transition):
             # By columns: one column per sample is what the losses read.
             self.register_buffer("matrix", matrix.clone().t().contiguous().t())
         self.register_buffer("inverse", None, persistent=False)
+        self.notice_identity()
 
     @classmethod
     def view(cls, matrix: Tensor) -> DenseTransition:
@@ -64,6 +65,11 @@ class DenseTransition(Transition):
         state = transition.__dict__
         state["matrix"], state["inverse"], state["num_classes"] = matrix, None, matrix.shape[-1] if matrix.ndim else 0
         return transition
+
+    def notice_identity(self) -> None:
+        """Bring :attr:`is_identity` up to date; a T that learns is never taken for it."""
+        fixed = not (isinstance(self.matrix, nn.Parameter) or self.matrix.is_meta)
+        self.is_identity = fixed and torch.equal(self.matrix, torch.eye(self.num_classes).to(self.matrix))
 
     def to_dense(self) -> Tensor:
         """T itself, shape ``(C, C)``."""
@@ -101,11 +107,13 @@ class DenseTransition(Transition):
         validate_transition(estimate, self.num_classes)
         old = self.matrix.clone()
         self.matrix.copy_(estimate)
+        self.notice_identity()
         if self.max_condition is not None:
             try:
                 self.factorize(self.max_condition)
             except ValueError:
                 self.matrix.copy_(old)
+                self.notice_identity()
                 raise
 
     def check_logits(self, logits: Tensor) -> None:
