@@ -4,8 +4,9 @@
 
 784-128-128-10 with dropout 0.2 and Adagrad, batches of 128, 10 % for validation, as in Patrini et al. (CVPR 2017); 25
 epochs a stage. The learning rate is chosen for cross-entropy, by its accuracy on the noisy validation data of the first
-seed, and given to all. Weights are selected by noisy validation accuracy, those that T is estimated with by the
-least noisy validation loss; the clean test set is looked at once for the last and once for the selected weights. Writes ``benchmarks/results/mnist.json`` and ``mnist.md``.
+seed, and given to all. Weights are selected by noisy validation accuracy, those that T is estimated with by the least
+noisy validation loss; the clean test set is looked at once for the last and once for the selected weights. Writes
+``benchmarks/results/mnist.json`` and ``mnist.md``.
 """
 
 import argparse
