@@ -17,6 +17,7 @@ from torch import Tensor
 from noisylightning.cli.classes import import_class
 from noisylightning.cli.help import COMMANDS, class_help
 from noisylightning.cli.parser import Parser
+from noisylightning.cli.save_config import SaveConfig
 from noisylightning.cli.terminal import EpochLines, progress, quiet_terminal
 from noisylightning.data.checkpoint import complete_arguments
 from noisylightning.errors import BadValue, NoSuchPackage, UserError
@@ -186,7 +187,7 @@ def main(args: ArgsType = None) -> None:
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,  # the module makes its own at each stage
                 seed_everything_default=0,
-                save_config_kwargs={"overwrite": True},
+                save_config_callback=SaveConfig,
                 parser_class=Parser,
                 parser_kwargs={
                     "prog": "noisylightning",
