@@ -1,7 +1,5 @@
 """What a command leaves in its run's folder: the configuration, and checkpoints that nobody gave a place."""
 
-from typing import Any
-
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import SaveConfigCallback
@@ -16,12 +14,8 @@ class SaveConfig(SaveConfigCallback):
 
     Without a logger the checkpoints go there, too: Lightning would keep those of all runs in one folder.
 
-    Args:
-        kwargs: Those of SaveConfigCallback.
+    Made with ``save_to_log_dir=False``, which leaves the saving to :meth:`save_config`.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder, before the ModelCheckpoints look for theirs."""
