@@ -77,6 +77,11 @@ class Correction(nn.Module):
         """The number of classes C, or None as long as nobody said it."""
         return None if self.T is None else self.T.num_classes
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether T depends on the samples' features, which are then to be passed beside the logits."""
+        return self.T is not None and self.T.needs_features
+
     def initialize(self, num_classes: int) -> None:
         """Give an uninitialised correction its number of classes, with T the identity; else check that it agrees.
 

@@ -9,7 +9,7 @@ from pytorch_lightning import Trainer
 _claimed: WeakKeyDictionary[Trainer, Path] = WeakKeyDictionary()
 
 
-def run_folder(trainer: Trainer) -> Path:
+def run_folder(trainer: Trainer, resumes_from: str | Path | None = None) -> Path:
     """Return the folder that belongs to this run alone, the same whenever it is asked for.
 
     It is the first logger's folder for the run: its ``log_dir``, or, where the loggers' ``save_dir`` is shared between
@@ -21,6 +21,7 @@ def run_folder(trainer: Trainer) -> Path:
 
     Args:
         trainer: The trainer of the run.
+        resumes_from: The checkpoint that a fit resumes from, where it is asked for before the trainer knows of it.
 
     Returns:
         The folder; it may not exist yet.
@@ -34,7 +35,7 @@ def run_folder(trainer: Trainer) -> Path:
     """
     found = ""
     if trainer.is_global_zero:  # elsewhere a logger may not know its version, and two might claim two folders
-        found = str(_of_logger(trainer) or _claimed.get(trainer) or _claim(trainer))
+        found = str(_of_logger(trainer) or _claimed.get(trainer) or _claim(trainer, resumes_from or trainer.ckpt_path))
     return Path(trainer.strategy.broadcast(found))
 
 
@@ -49,9 +50,9 @@ def _of_logger(trainer: Trainer) -> Path | None:
     return Path(logger.save_dir or trainer.default_root_dir, str(name), version)
 
 
-def _claim(trainer: Trainer) -> Path:
+def _claim(trainer: Trainer, resumes_from: str | Path | None) -> Path:
     logs = Path(trainer.default_root_dir, "lightning_logs").absolute()
-    checkpoint = Path(trainer.ckpt_path).absolute() if trainer.ckpt_path else None
+    checkpoint = Path(resumes_from).absolute() if resumes_from else None
     number = 0
     folder = next((parent for parent in checkpoint.parents if parent.parent == logs), None) if checkpoint else None
     while folder is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from synchronized_norm import SynchronizeNorms
-from toy import CLASSES, ToyData, adam, classifier, trainer
+from toy import CLASSES, FeatureMeans, ToyData, adam, classifier, trainer
 
 from noisylightning import EstimateTransitionCallback
 
@@ -48,7 +48,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     recorder = Recorder(spec.get("rank_that_fails"))
     callback = EstimateTransitionCallback(
-        stage_one_epochs=2, estimate_from=spec.get("estimate_from", "best"), predict=recorder
+        stage_one_epochs=2,
+        estimator=FeatureMeans,  # T-hat is AnchorEstimator's
+        estimate_from=spec.get("estimate_from", "best"),
+        predict=recorder,
     )
     every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
     norm = spec.get("norm")  # None, "batch", "synchronized", or "torch" for torch's SyncBatchNorm
@@ -77,6 +80,7 @@ def main() -> None:
             "seen": seen,
             "transition": model.correction.transition,
             "callback": callback.transition,
+            "feature_means": FeatureMeans.means if recorder.inputs else torch.empty(0),
             "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]),
             "statistics": torch.stack(statistics.means) if norm else torch.empty(0),
             "state": model.state_dict(),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import ToyData, classifier, estimate_by_hand
+from toy import ToyData, classifier, estimate_by_hand, means_by_hand
 
 SCRIPT = Path(__file__).parent / "distributed_fit.py"
 
@@ -67,6 +67,14 @@ def test_one_process_estimates_the_same_from_the_same_weights(finished):
     model.load_state_dict(weights)
     expected = estimate_by_hand(model, ToyData(num_train=97))
     torch.testing.assert_close(ranks(finished)[0]["transition"], expected, atol=1e-6, rtol=0)
+
+
+def test_features_come_from_every_process(finished):
+    model, (inputs, labels) = classifier(), ToyData(num_train=97).train.tensors
+    model.load_state_dict(torch.load(stage_one(finished), weights_only=True)["state_dict"])
+    expected = means_by_hand(model.backbone[:3].eval()(inputs), labels)
+    for rank in ranks(finished):
+        torch.testing.assert_close(rank["feature_means"], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noisylightning import AnchorEstimator, ForwardCorrection, NoisyLabelClassifier
 from noisylightning.predictions import Predictions
-from noisylightning.transition import from_flips
+from noisylightning.transition import Transition, from_flips
 
 CLASSES, FEATURES = 3, 5
 TRUE = from_flips(CLASSES, {0: 1, 1: 2}, 0.3)
@@ -90,6 +90,67 @@ def trainer(tmp_path, callbacks=(), max_epochs: int = 4, kind=Trainer, **kwargs)
         "num_sanity_val_steps": 0,
     }
     return kind(default_root_dir=tmp_path, callbacks=list(callbacks), max_epochs=max_epochs, **(defaults | kwargs))
+
+
+class FeatureMeans(AnchorEstimator):
+    """Anchor points, and beside them the mean of the features of each noisy class."""
+
+    needs = frozenset({"features"})
+    means: torch.Tensor  # of the last compute(), of whatever instance
+
+    def __init__(self, num_classes: int, width: int = 16) -> None:
+        super().__init__(num_classes)
+        self.add_state("sums", torch.zeros(num_classes, width), dist_reduce_fx="sum")
+
+    def _accumulate(self, batch: Predictions) -> None:
+        super()._accumulate(batch)
+        self.sums.index_add_(0, batch.noisy_labels, batch.features)
+
+    def compute(self) -> torch.Tensor:
+        FeatureMeans.means = (self.sums / self.class_counts[:, None]).cpu()
+        return super().compute()
+
+
+def means_by_hand(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return torch.stack([features[labels == i].mean(dim=0) for i in range(int(labels.max()) + 1)]).detach()
+
+
+class OfEachSample(Transition):
+    """The T of each of N samples, ``(N, C, C)``."""
+
+    def __init__(self, matrices: torch.Tensor) -> None:
+        super().__init__(CLASSES)
+        self.matrices = matrices
+
+    def posterior(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("ni,nij->nj", logits.softmax(dim=1), self.matrices)
+
+    def log_likelihood(self, logits, labels):
+        return self.posterior(logits).gather(1, labels[:, None])[:, 0].log()
+
+    def mean_cross_entropy(self, logits, labels):
+        return -self.log_likelihood(logits, labels).mean()
+
+    def log_posterior(self, logits):
+        return self.posterior(logits).log()
+
+
+class Mixed(Transition):
+    """Two matrices, mixed for each sample by a logistic function of its features."""
+
+    needs_features = True
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(CLASSES)
+        self.register_buffer("ends", torch.stack([TRUE, torch.full_like(TRUE, 1 / CLASSES)]))
+        self.scores = nn.Linear(width, 1)
+
+    def at(self, features, index):
+        share = self.scores(features).sigmoid()[:, :, None]
+        return OfEachSample(share * self.ends[0] + (1 - share) * self.ends[1])
+
+    def to_dense(self):
+        return self.ends.mean(dim=0)
 
 
 class ForeignClassifier(LightningModule):

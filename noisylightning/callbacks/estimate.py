@@ -50,6 +50,8 @@ class EstimateTransitionCallback(RunPhases):
         correction: The correction for a module that has none of its own.
         loss_attribute: Name under which the module keeps its criterion.
         predict: Maps ``(module, batch)`` to ``(logits, noisy labels)``; by default ``module(batch[0]), batch[1]``.
+        feature_layer: Name in ``module.named_modules()`` of the layer whose input are the features, for an estimator
+            that needs them; by default the last ``nn.Linear``.
 
     Attributes:
         stage: 1 or 2.
@@ -79,12 +81,13 @@ class EstimateTransitionCallback(RunPhases):
         correction: Correction | None = None,
         loss_attribute: str = "correction",
         predict: Predict = predict_first_two,
+        feature_layer: str | None = None,
     ) -> None:
         if not (correction is None or isinstance(correction, Correction)):
             raise BadType(
                 f"correction must be a Correction, for example ForwardCorrection(num_classes=10), got {correction!r}."
             )
-        self._estimation = EstimationPhase(estimator, predict)
+        self._estimation = EstimationPhase(estimator, predict, feature_layer)
         noisy_labels = NoisyLabelsPhase(stage_one_epochs, stage_one_steps, patience, estimate_from, monitor, mode)
         super().__init__([noisy_labels, self._estimation, CorrectionPhase(reinit)])
         self.stage_one_epochs = stage_one_epochs
@@ -98,6 +101,7 @@ class EstimateTransitionCallback(RunPhases):
         self.correction = correction
         self.loss_attribute = loss_attribute
         self.predict = predict
+        self.feature_layer = feature_layer
         self._criterion_called: Callable[[], bool] | None = None  # of a module that got its correction from here
 
     @property

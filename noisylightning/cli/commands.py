@@ -17,6 +17,7 @@ from torch import Tensor
 from noisylightning.cli.classes import import_class
 from noisylightning.cli.help import COMMANDS, class_help
 from noisylightning.cli.parser import Parser
+from noisylightning.cli.save_config import SaveConfig
 from noisylightning.cli.terminal import EpochLines, progress, quiet_terminal
 from noisylightning.data.checkpoint import complete_arguments
 from noisylightning.errors import BadValue, NoSuchPackage, UserError
@@ -41,6 +42,7 @@ class CommandTrainer(Trainer):
         predictions: Path | None = None,
         output: Path = Path("transition.npy"),
         estimator: EstimatorFactory = AnchorEstimator,
+        feature_layer: str | None = None,
     ) -> Tensor:
         """Estimate T from a checkpoint, or from a file of predictions."""
         if predictions is not None:
@@ -51,7 +53,7 @@ class CommandTrainer(Trainer):
                 " --predictions FILE."
             )
         safely = weights_only is not False
-        return estimate_with_trainer(self, model, datamodule, ckpt_path, output, estimator, safely)
+        return estimate_with_trainer(self, model, datamodule, ckpt_path, output, estimator, safely, feature_layer)
 
 
 BACKBONE = "model.init_args.backbone.init_args"
@@ -186,7 +188,8 @@ def main(args: ArgsType = None) -> None:
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,  # the module makes its own at each stage
                 seed_everything_default=0,
-                save_config_kwargs={"overwrite": True},
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"save_to_log_dir": False},
                 parser_class=Parser,
                 parser_kwargs={
                     "prog": "noisylightning",

@@ -59,6 +59,7 @@ COMMANDS = {
             "predictions": "Instead of a model and data: a .npz or .parquet file of p(noisy | x) and noisy labels.",
             "output": "Where T-hat goes, a .npy file; its heat map goes beside it. Default: transition.npy.",
             "estimator": "How T is estimated; --estimator.help lists the ways. Default: AnchorEstimator.",
+            "feature_layer": "Layer whose input an estimator of features reads. Default: the last nn.Linear.",
         },
     ),
 }

@@ -1,6 +1,7 @@
 """T-hat without a fit: from a checkpoint, by a prediction pass of its own, or from a file of predictions."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
+from noisylightning.models import record_features
 from noisylightning.plotting import draw_transition
-from noisylightning.predictions.collect import places
+from noisylightning.predictions.collect import known_of, places
 from noisylightning.predictions.record import ROWS, Predictions
 from noisylightning.transition import relative_l1_error
 
@@ -27,14 +29,25 @@ from noisylightning.transition import relative_l1_error
 class _Feed(BasePredictionWriter):
     """Feeds the predictions of a pass to an estimator; a writer, since Lightning tells those each sample's place."""
 
-    def __init__(self, estimator: TransitionEstimator, index: Tensor, held_out: Tensor) -> None:
+    def __init__(
+        self, estimator: TransitionEstimator, index: Tensor, held_out: Tensor, feature_layer: str | None
+    ) -> None:
         super().__init__("batch")
         self.estimator = estimator
         self.index, self.held_out = index, held_out
+        self.feature_layer = feature_layer
         self.transition: Tensor | None = None
+        self.recording = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.estimator = self.estimator.to(pl_module.device)
+        if "features" in self.estimator.needs:
+            self._features = self.recording.enter_context(record_features(pl_module, self.feature_layer))
+        correction = getattr(pl_module, "correction", None)
+        self._correction = correction if isinstance(correction, Correction) else None
+        if self._correction is not None and self._correction.needs_features:
+            network = getattr(pl_module, "backbone", pl_module)
+            self._features_of_transition = self.recording.enter_context(record_features(network))
 
     def write_on_batch_end(
         self,
@@ -56,10 +69,17 @@ class _Feed(BasePredictionWriter):
                 f"T is estimated from what {type(pl_module).__name__}.predict_step returns, p(noisy | x) of shape"
                 f" (N, C), but it returned a {type(prediction).__name__}."
             )
-        found = Predictions.from_probs(prediction, batch[1], **self._places(batch_indices, prediction))
-        correction = getattr(pl_module, "correction", None)
-        if isinstance(correction, Correction):  # the network speaks of clean classes, the labels are noisy
-            found = replace(found, logits=correction.noisy_log_posterior(found.logits))
+        known = self._places(batch_indices, prediction)
+        if "features" in self.estimator.needs:
+            features = self._features(len(prediction))
+            known["features"] = features if features.dtype == torch.float64 else features.float()
+        found = Predictions.from_probs(prediction, batch[1], **known)
+        correction = self._correction
+        if correction is not None:  # the network speaks of clean classes, the labels are noisy
+            of_samples = {"index": found.index} if (found.index >= 0).all() else {}
+            if correction.needs_features:
+                of_samples["features"] = self._features_of_transition(len(prediction))
+            found = replace(found, logits=correction.noisy_log_posterior(found.logits, **of_samples))
         self.estimator.update(found)
 
     def _places(self, drawn: Sequence[int] | None, prediction: Tensor) -> dict[str, Tensor]:
@@ -81,6 +101,7 @@ def estimate_with_trainer(
     output: str | Path = "transition.npy",
     estimator: EstimatorFactory = AnchorEstimator,
     weights_only: bool = True,
+    feature_layer: str | None = None,
 ) -> Tensor:
     """Estimate T from a checkpoint by a prediction pass over the training data.
 
@@ -94,6 +115,8 @@ def estimate_with_trainer(
         output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
         estimator: Makes the estimator from the number of classes.
         weights_only: Whether the checkpoint may hold plain data only.
+        feature_layer: Name in ``model.named_modules()`` of the layer whose input are the features, for an estimator
+            that needs them; by default the last ``nn.Linear``.
 
     Returns:
         T-hat, ``(C, C)``.
@@ -111,13 +134,14 @@ def estimate_with_trainer(
     loader = datamodule.estimation_dataloader()
     index, held_out = places(datamodule, loader.dataset)
     made = estimator(datamodule.num_classes)
-    check_needs(made, frozenset({"held_out"} if held_out.any() else ()))
-    feed = _Feed(made, index, held_out)
+    check_needs(made, known_of(datamodule, loader.dataset))
+    feed = _Feed(made, index, held_out, feature_layer)
     internals.callbacks(trainer).append(feed)
     try:
         trainer.predict(model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
     finally:
         internals.callbacks(trainer).remove(feed)
+        feed.recording.close()
     assert feed.transition is not None
     if trainer.is_global_zero:
         _save(feed.transition, output, getattr(datamodule, "transition", None), len(index))

@@ -1,9 +1,9 @@
 """Backbones: networks that map a batch of inputs to logits ``(N, C)``."""
 
 from noisylightning.models.batchnorm_head import BatchNormHead
-from noisylightning.models.features import feature_extractor, with_features
+from noisylightning.models.features import feature_extractor, record_features, with_features
 from noisylightning.models.mlp import MLP
-from noisylightning.models.outputs import looks_like_probabilities
+from noisylightning.models.outputs import looks_like_probabilities, require_logits
 from noisylightning.models.pretrained import HuggingFaceClassifier, TimmModel, TorchvisionModel
 from noisylightning.models.resnet import CIFARResNet, ResNet34
 from noisylightning.models.text import EmbeddingClassifier, LSTMClassifier, TransformerClassifier
@@ -21,5 +21,7 @@ __all__ = [
     "TransformerClassifier",
     "feature_extractor",
     "looks_like_probabilities",
+    "record_features",
+    "require_logits",
     "with_features",
 ]

@@ -1,7 +1,8 @@
 """What a network has made of its inputs when its last layer decides: the features."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,23 +36,56 @@ def with_features(network: nn.Module, layer: str | None = None) -> Callable[[Any
         >>> with_features(network, layer="1")(torch.ones(2, 4))[1].equal(network[0](torch.ones(2, 4)))
         True
     """
-    name, module = _find_layer(network, layer)
+    _find_layer(network, layer)
 
     def run(inputs: Any) -> tuple[Any, Tensor]:
-        seen: list[Tensor] = []
-
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = args[0] if args else next(iter(kwargs.values()))
-            seen.append(given.clone())  # what follows may work in place
-
-        handle = module.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
+        with record_features(network, layer) as features:
             logits = network(inputs)
-        finally:
-            handle.remove()
-        return logits, _as_rows(seen, logits, f"The layer {name!r} of {type(network).__name__}")
+        return logits, features(len(logits) if isinstance(logits, Tensor) else None)
 
     return run
+
+
+@contextmanager
+def record_features(network: nn.Module, layer: str | None = None) -> Iterator[Callable[[int | None], Tensor]]:
+    """Keep the features of each forward pass of a network, whoever calls it; see :func:`with_features`.
+
+    Args:
+        network: Any network.
+        layer: Name of the layer whose input they are; by default the last ``nn.Linear``.
+
+    Yields:
+        Function from the number of samples N, or None where it is not known, to the features of the last pass, of shape
+        (N, D). It gives them once.
+
+    Raises:
+        ValueError: As :func:`with_features` does.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> with record_features(network) as features:
+        ...     logits = network(torch.ones(2, 2, 2))
+        >>> features(2).shape
+        torch.Size([2, 4])
+    """
+    name, module = _find_layer(network, layer)
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = args[0] if args else next(iter(kwargs.values()))
+        seen[:] = [given.clone()]  # what follows may work in place
+
+    def last(num: int | None) -> Tensor:
+        found = _as_rows(seen, num, f"The layer {name!r} of {type(network).__name__}")
+        seen.clear()  # a pass that leaves the layer out must not be taken for it
+        return found
+
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield last
+    finally:
+        handle.remove()
 
 
 def feature_extractor(network: nn.Module, layer: str | None = None) -> Callable[[Any], Tensor]:
@@ -99,11 +133,11 @@ def _few(names: Any, few: int = 8) -> str:
     return ", ".join(named[-few:])
 
 
-def _as_rows(seen: list[Tensor], logits: Any, where: str) -> Tensor:
+def _as_rows(seen: list[Tensor], num: int | None, where: str) -> Tensor:
     if not seen:
         raise BadValue(f"{where} takes no part in the forward pass: name another whose input is the features.")
-    features = seen[-1]
-    num = len(logits) if isinstance(logits, Tensor) else len(features)
+    features = seen[0]
+    num = len(features) if num is None else num
     if features.ndim < 2 or len(features) != num:
         raise BadValue(
             f"{where} takes an input of shape {tuple(features.shape)} for {num} samples, not one row a sample: "

@@ -36,6 +36,8 @@ class EstimationPhase(Phase):
     Args:
         estimator: Makes the estimator from the number of classes.
         predict: Maps ``(module, batch)`` to ``(logits, noisy labels)``; by default ``module(batch[0]), batch[1]``.
+        feature_layer: Name in ``module.named_modules()`` of the layer whose input are the features, for an estimator
+            that needs them; by default the last ``nn.Linear``.
 
     Attributes:
         epoch: Epoch of the weights that T-hat comes from; -1 before.
@@ -49,7 +51,10 @@ class EstimationPhase(Phase):
     trains = False
 
     def __init__(
-        self, estimator: EstimatorFactory = AnchorEstimator, predict: within_fit.Predict = predict_first_two
+        self,
+        estimator: EstimatorFactory = AnchorEstimator,
+        predict: within_fit.Predict = predict_first_two,
+        feature_layer: str | None = None,
     ) -> None:
         if isinstance(estimator, TransitionEstimator):
             raise BadType(
@@ -58,16 +63,17 @@ class EstimationPhase(Phase):
             )
         self.estimator = estimator
         self.predict = predict
+        self.feature_layer = feature_layer
         self.epoch = -1
         self.checkpoint = ""
         # Now: a callable may count what it has seen.
-        self._config = {"estimator": identify(estimator), "predict": identify(predict)}
+        given = {"estimator": identify(estimator), "predict": identify(predict)}
+        self._config = given | {"feature_layer": feature_layer}
 
     def rehearse(self, fit: Fit) -> None:
         """Put the first batch through the estimation pass."""
-        within_fit.warn_of_randomness(fit.trainer, fit.module)
-        loader = within_fit.estimation_loader(fit.trainer, fit.module, rehearsal=True)
-        within_fit.feed(fit.trainer, fit.module, loader, self.estimator(fit.num_classes), self.predict)
+        estimator = self.estimator(fit.num_classes)
+        within_fit.rehearse(fit.trainer, fit.module, estimator, self.predict, self.feature_layer)
 
     def begin(self, fit: Fit) -> None:
         """Estimate T."""
@@ -78,7 +84,7 @@ class EstimationPhase(Phase):
         internals.share_buffers(fit.trainer, fit.module)
         loader = within_fit.estimation_loader(fit.trainer, fit.module)
         estimator = self.estimator(fit.num_classes)
-        transition = within_fit.estimate(fit.trainer, fit.module, loader, estimator, self.predict)
+        transition = within_fit.estimate(fit.trainer, fit.module, loader, estimator, self.predict, self.feature_layer)
         fit.memory.transition = transition
         examples = f"{len(loader.dataset):,} examples"  # type: ignore[arg-type]
         self._publish(fit, transition, f"{type(estimator).__name__}, {chosen.origin}, {examples}")

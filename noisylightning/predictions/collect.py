@@ -19,6 +19,9 @@ from noisylightning.predictions.record import Predictions
 Predict = Callable[[Any, Any], tuple[Tensor, Tensor]]
 """Maps a module and a batch to ``(logits, noisy labels)``."""
 
+Features = Callable[[int | None], Tensor]
+"""Gives the features of the forward pass that was last, for a number of samples."""
+
 _PROGRESS_AFTER_SECONDS = 2.0
 
 
@@ -105,7 +108,12 @@ def inference(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 
 def predictions(
-    trainer: Trainer, module: LightningModule, loader: DataLoader[Any], predict: Predict, num_classes: int
+    trainer: Trainer,
+    module: LightningModule,
+    loader: DataLoader[Any],
+    predict: Predict,
+    num_classes: int,
+    features: Features | None = None,
 ) -> Iterator[Predictions]:
     """Yield what the network predicts on the loader of :func:`estimation_loader`; run it under :func:`inference`.
 
@@ -118,6 +126,7 @@ def predictions(
         loader: Where the samples come from.
         predict: Maps the module and a batch to logits and noisy labels.
         num_classes: The number of classes C that the logits must have.
+        features: What :func:`~noisylightning.models.record_features` gives, where features are asked for.
 
     Yields:
         The predictions, some batches at a time.
@@ -127,13 +136,15 @@ def predictions(
         ValueError: If the logits have another shape, or the predictions are none.
     """
     index, held_out = places(trainer.datamodule, loader.dataset)  # type: ignore[attr-defined]
-    for logits, noisy_labels, drawn in _merged(_outputs(trainer, module, loader, predict, num_classes)):
+    outputs = _outputs(trainer, module, loader, predict, num_classes, features)
+    for logits, noisy_labels, drawn, *recorded in _merged(outputs):
         known = drawn >= 0
         yield Predictions(
             logits,
             noisy_labels,
             index=torch.where(known, index[drawn], -1).to(logits.device),
             held_out=(known & held_out[drawn]).to(logits.device),
+            features=recorded[0] if recorded else None,
         )
 
 
@@ -163,14 +174,19 @@ def places(datamodule: Any, dataset: Any) -> tuple[Tensor, Tensor]:
 
 
 def known_of(datamodule: Any, dataset: Any) -> frozenset[str]:
-    """What a pass over a data set knows beyond predictions and labels, as :attr:`Predictions.known` says it."""
-    return frozenset({"held_out"} if places(datamodule, dataset)[1].any() else ())
+    """What a pass over a data set can know beyond predictions and labels, as :attr:`Predictions.known` says it."""
+    return frozenset({"features", "held_out"} if places(datamodule, dataset)[1].any() else {"features"})
 
 
 def _outputs(
-    trainer: Trainer, module: LightningModule, loader: DataLoader[Any], predict: Predict, num_classes: int
+    trainer: Trainer,
+    module: LightningModule,
+    loader: DataLoader[Any],
+    predict: Predict,
+    num_classes: int,
+    features: Features | None,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield logits, noisy labels and the samples' places in the data set, batch by batch."""
+    """Yield logits, noisy labels, the samples' places in the data set and features if asked for, batch by batch."""
     quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
     transfer = _transfer(trainer, module)
     share = cast(range, loader.sampler)
@@ -191,7 +207,12 @@ def _outputs(
             raise BadValue(f"T is estimated from logits of shape (N, {num_classes}), but the network gave {got}.")
         if len(drawn) != len(logits):
             drawn = torch.full((len(logits),), -1)
-        yield logits if logits.dtype == torch.float64 else logits.float(), noisy_labels.to(logits.device), drawn
+        recorded = () if features is None else (_wide(features(len(logits))),)
+        yield _wide(logits), noisy_labels.to(logits.device), drawn, *recorded
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _kinds(found: Any) -> str:

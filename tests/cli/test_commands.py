@@ -12,9 +12,11 @@ import yaml
 from layouts import write_own_table
 from PIL import Image
 from torch import nn
+from toy import FeatureMeans, means_by_hand
 
 from noisylightning import NoisyLabelClassifier
 from noisylightning.cli import main
+from noisylightning.data import AsymmetricNoise, DigitsDataModule
 
 ROOT = Path(__file__).parents[2]
 TWO_EPOCHS = ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
@@ -119,6 +121,22 @@ def test_the_saved_configuration_works_with_every_command(command, finished, tmp
         assert written.stat().st_size > 0
     if command == "estimate":
         assert np.load(tmp_path / "transition.npy", allow_pickle=False).shape == (10, 10)
+
+
+def test_an_estimator_of_features_is_fed_with_them(finished, run_here):
+    checkpoint = log_dir(finished) / "checkpoints" / "last.ckpt"
+    config = ["--config", log_dir(finished) / "config.yaml", "--ckpt_path", checkpoint]
+    means = ["--estimator=toy.FeatureMeans", "--estimator.width=128"]
+    run_here("estimate", *config, *means)
+    backbone = NoisyLabelClassifier.load_from_checkpoint(checkpoint, weights_only=True).backbone.eval().cpu()
+    data = DigitsDataModule(noise=AsymmetricNoise(0.4))
+    data.setup("fit")
+    inputs, labels = map(torch.cat, zip(*data.estimation_dataloader(), strict=True))
+    expected = means_by_hand(backbone.features(inputs), labels)
+    torch.testing.assert_close(FeatureMeans.means, expected, atol=1e-4, rtol=0)
+    run_here("estimate", *config, "--estimator=toy.FeatureMeans", "--estimator.width=64", "--feature_layer=backbone.1")
+    expected = means_by_hand(inputs.flatten(1), labels)
+    torch.testing.assert_close(FeatureMeans.means, expected, atol=1e-4, rtol=0)
 
 
 def test_predictions_go_where_they_are_asked_for(finished, tmp_path, run_here):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from toy import ToyData, classifier, trainer
+from toy import Mixed, ToyData, classifier, trainer
 
 from noisylightning import AnchorEstimator, EstimateTransitionCallback, ForwardCorrection
 from noisylightning.cli import main
@@ -66,6 +66,17 @@ def test_a_corrected_network_speaks_about_noisy_labels(run, tmp_path):
     with torch.no_grad():
         expected = estimate(model.eval()(inputs).softmax(dim=1) @ ToyData.transition, labels)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_network_with_a_transition_of_the_sample_speaks_about_noisy_labels(run, tmp_path):
+    model = classifier(correction=ForwardCorrection(Mixed()))
+    found = estimate_with_trainer(run, model, ToyData(), output=tmp_path / "T.npy")
+    inputs, labels = ToyData().train.tensors
+    with torch.no_grad():
+        features = model.eval().backbone[:3](inputs)
+        posterior = model.correction.T.at(features, None).posterior(model(inputs))
+    torch.testing.assert_close(found, estimate(posterior, labels), atol=1e-5, rtol=0)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_trainer_is_left_as_it_was(run, tmp_path):

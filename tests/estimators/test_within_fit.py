@@ -1,10 +1,13 @@
 """The pass within a fit: what it says of each sample, and what it refuses before the first step."""
 
+from functools import partial
+
 import pytest
 import torch
-from toy import ToyData, classifier, trainer
+from torch import nn
+from toy import CLASSES, FeatureMeans, ForeignClassifier, ToyData, classifier, means_by_hand, trainer
 
-from noisylightning import AnchorEstimator, EstimateTransitionCallback
+from noisylightning import AnchorEstimator, EstimateTransitionCallback, ForwardCorrection
 from noisylightning.data import ArrayDataModule
 from noisylightning.predictions import Predictions
 
@@ -69,3 +72,48 @@ def test_a_need_that_the_fit_does_not_meet_ends_it_before_the_first_step(tmp_pat
     with pytest.raises(ValueError, match=r"needs (held_out|clean_labels), which these predictions do not have"):
         run.fit(classifier(), ToyData())
     assert run.global_step == 0
+
+
+FOREIGN = {"correction": ForwardCorrection(num_classes=CLASSES), "loss_attribute": "criterion"}
+
+
+@pytest.mark.parametrize(("layer", "depth", "width"), [(None, 3, 16), ("net.0", 0, 5)])
+def test_an_estimator_is_fed_with_the_features_that_it_needs(tmp_path, layer, depth, width):
+    """Those of the network that T is estimated from, in the pass that gives its predictions."""
+    means = partial(FeatureMeans, width=width)
+    callback = EstimateTransitionCallback(1, estimator=means, estimate_from="last", feature_layer=layer, **FOREIGN)
+    model, data = ForeignClassifier(), ToyData()
+    trainer(tmp_path, [callback], max_epochs=2).fit(model, data)
+    model.load_state_dict(torch.load(callback.stage_one_checkpoint, weights_only=True)["state_dict"])
+    expected = means_by_hand(model.net[:depth](data.train.tensors[0]), data.train.tensors[1])
+    torch.testing.assert_close(FeatureMeans.means, expected, atol=1e-5, rtol=0)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("layer", "message"), [("net.9", "did you mean"), ("criterion", "takes no part")])
+def test_a_layer_that_gives_no_features_is_refused_before_the_first_step(tmp_path, layer, message):
+    callback = EstimateTransitionCallback(
+        1, estimator=FeatureMeans, estimate_from="last", feature_layer=layer, **FOREIGN
+    )
+    run = trainer(tmp_path, [callback], max_epochs=2)
+    with pytest.raises(ValueError, match=message):
+        run.fit(ForeignClassifier(), ToyData())
+    assert run.global_step == 0
+
+
+def test_a_network_that_ends_in_a_softmax_is_refused_before_the_first_step(tmp_path):
+    callback = EstimateTransitionCallback(1, estimate_from="last", **FOREIGN)
+    run, model = trainer(tmp_path, [callback], max_epochs=2), ForeignClassifier()
+    model.net.append(nn.Softmax(dim=1))
+    with pytest.raises(ValueError, match=r"outputs are probabilities.*drop the network's final softmax"):
+        run.fit(model, ToyData())
+    assert run.global_step == 0
+
+
+def test_a_network_that_begins_with_zeros_is_not_refused(tmp_path):
+    model = ForeignClassifier()
+    nn.init.zeros_(model.net[-1].weight)
+    nn.init.zeros_(model.net[-1].bias)
+    callback = EstimateTransitionCallback(1, estimate_from="last", **FOREIGN)
+    trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
+    assert callback.transition is not None
