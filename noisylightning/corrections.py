@@ -126,8 +126,9 @@ class Correction(nn.Module):
         """
         if self.uses_transition and not self.has_transition:
             raise NotReady(
-                f"{type(self).__name__} was given no T, without which it corrects nothing: pass it transition=..., or "
-                "add an EstimateTransitionCallback, or a KnownTransitionCallback, to the trainer's callbacks."
+                f"{type(self).__name__} was given no T, without which it corrects nothing: pass it transition=..."
+                " (--model.correction.transition FILE), or add an EstimateTransitionCallback, or a"
+                " KnownTransitionCallback, to the trainer's callbacks."
             )
 
     def known_transition(self) -> Transition:

@@ -78,7 +78,7 @@ class ImageFolderDataModule(ImageFilesDataModule):
             if self.labels is None:
                 class_names = class_names_in(_class_folders(self._training_folder()), f"The folder {self.root}")
             else:
-                named = [row[label_column] for _, row in read_rows(self.labels, self._columns)]
+                named = [row[label_column] for _, row in read_rows(self.labels, self._columns, "labels")]
                 class_names = class_names_in(named, str(self.labels))
         self.class_names = class_names
         self.num_classes = len(class_names)
@@ -128,7 +128,7 @@ class ImageFolderDataModule(ImageFilesDataModule):
                 paths += found
                 labels += [label] * len(found)
         else:
-            for line, row in read_rows(table, self._columns):
+            for line, row in read_rows(table, self._columns, "labels" if table == self.labels else "test_labels"):
                 path = root / str(row[self.image_column])
                 if not path.is_file():
                     raise NoSuchFile(f"{table}, line {line}, names the image {path}, which is not there: correct it.")

@@ -14,13 +14,16 @@ from noisylightning.errors import BadValue, NoSuchFile, NoSuchPackage
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
 
 
-def read_rows(path: Path, columns: Mapping[str, str | None]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(
+    path: Path, columns: Mapping[str, str | None], option: str | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     r"""Read a table row by row: CSV, TSV or JSON Lines, plain or compressed (``.gz``, ``.xz``), or Parquet.
 
     Args:
         path: The file, of which the suffix tells the format.
         columns: The columns that every row must have, each with the data module's argument that names it, for the
             error; None where none does.
+        option: The data module's argument that names the file, for the error; None where none does.
 
     Yields:
         The line on which a row ends, counted from 1 (of Parquet the row), and its fields.
@@ -38,7 +41,8 @@ def read_rows(path: Path, columns: Mapping[str, str | None]) -> Iterator[tuple[i
         [(2, {'text': 'a fine film', 'stars': '5'})]
     """
     if not path.is_file():
-        raise NoSuchFile(f"There is no file {path}; correct the path.")
+        mend = f"set {option} (--data.{option}) to one that is there" if option else "correct the path"
+        raise NoSuchFile(f"There is no file {path}; {mend}.")
     for line, row in _parquet_rows(path) if path.suffix == ".parquet" else _text_rows(path):
         for column, option in columns.items():
             if column not in row:

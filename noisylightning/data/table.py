@@ -73,7 +73,8 @@ class TableDataModule(NoisyDataModule):
         self.has_test = test_file is not None
         self.label_column = label_column
         if feature_columns is None or class_names is None:  # both must be known before the model is built
-            rows = [row for _, row in read_rows(self._training_file(), {label_column: "label_column"})]
+            read = read_rows(self._training_file(), {label_column: "label_column"}, "train_file")
+            rows = [row for _, row in read]
             if not rows:
                 raise BadValue(f"{train_file} has no row: correct train_file (--data.train_file).")
             if feature_columns is None:
@@ -165,7 +166,8 @@ class TableDataModule(NoisyDataModule):
         if labelled:
             columns[self.label_column] = "label_column"
         features, labels = [], []
-        for line, row in read_rows(path, columns):
+        option = next(name for name in ("train_file", "test_file", "predict_file") if getattr(self, name) == path)
+        for line, row in read_rows(path, columns, option):
             where = f"{path}, line {line},"
             label = row[self.label_column] if labelled else row.get(self.label_column)
             unknown = not labelled and str("" if label is None else label).strip() == ""

@@ -234,7 +234,7 @@ class TextTableDataModule(NoisyTextDataModule):
         self.label_column = label_column
         if class_names is None:  # the classes must be known before the model is built
             path = self._table("train")
-            named = [row[label_column] for _, row in read_rows(path, {label_column: "label_column"})]
+            named = [row[label_column] for _, row in read_rows(path, {label_column: "label_column"}, "train_file")]
             class_names = class_names_in(named, str(path))
         self.class_names = class_names
         self.num_classes = len(class_names)
@@ -249,7 +249,7 @@ class TextTableDataModule(NoisyTextDataModule):
         columns: dict[str, str | None] = {self.text_column: "text_column"}
         if part != "predict":
             columns[self.label_column] = "label_column"
-        for line, row in read_rows(path, columns):
+        for line, row in read_rows(path, columns, f"{part}_file"):
             where = f"{path}, line {line},"
             label = row.get(self.label_column)
             unknown = part == "predict" and str("" if label is None else label).strip() == ""

@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Callback
 from torch.optim import Optimizer
 
 from noisylightning import internals
+from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue
 from noisylightning.phases.base import Fit, Memory, Phase
 
@@ -87,6 +88,9 @@ class RunPhases(Callback):
         if stage != "fit":
             return
         internals.refuse_unsupported(trainer)
+        own = getattr(pl_module, "correction", None)
+        if self._memory.correction is None and isinstance(own, Correction) and own.uses_transition:
+            self._memory.correction = own
         for phase in self.phases:
             phase.setup(self._fit(trainer, pl_module))
         self._held = internals.held_optimizers(pl_module)

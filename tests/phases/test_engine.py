@@ -147,6 +147,7 @@ def with_a_pause(folder, ckpt_path=None, pause=2):
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_new_phase_is_a_class_and_an_entry_in_the_list(tmp_path):
     whole, names, run = with_a_pause(tmp_path)
+    assert torch.equal(whole.correction.transition, run._memory.transition)
     assert names == ["noisy labels", "pause", "pause", "correction", "correction"]
     assert run.stage == 3
     for epoch in (0, 1, 2, 3):
