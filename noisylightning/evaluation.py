@@ -32,15 +32,19 @@ def measure(trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataMo
     def accuracy(average: Any) -> MulticlassAccuracy:
         return MulticlassAccuracy(model.num_classes, average=average, validate_args=False)
 
+    def noisy_prediction(batch: Any) -> Tensor:
+        logits, of_samples = model.logits_of(batch)
+        return model.correction.noisy_log_posterior(logits, **of_samples)
+
     found: dict[str, float] = {}
     if trainer.limit_val_batches and _defines(data, "val_dataloader"):
         noisy = MetricCollection({"val_accuracy": accuracy("micro")})
         batches = _limited(_share(data.val_dataloader()), trainer.limit_val_batches)
-        found |= _run(trainer, model, batches, noisy, model.correction.noisy_log_posterior)
+        found |= _run(trainer, model, batches, noisy, noisy_prediction)
     if trainer.limit_test_batches and _defines(data, "test_dataloader") and getattr(data, "has_test", True):
         clean = MetricCollection({"test_accuracy": accuracy("micro"), "test_balanced_accuracy": accuracy("macro")})
         batches = _limited(_share(data.test_dataloader()), trainer.limit_test_batches)
-        found |= _run(trainer, model, batches, clean, lambda logits: logits)
+        found |= _run(trainer, model, batches, clean, lambda batch: model(batch[0]))
     return found
 
 
@@ -55,15 +59,15 @@ def _run(
     model: NoisyLabelClassifier,
     batches: Iterable[Any],
     metrics: MetricCollection,
-    prediction: Callable[[Tensor], Tensor],
+    prediction: Callable[[Any], Tensor],
 ) -> dict[str, float]:
     metrics.to(trainer.strategy.root_device)
     for batch in batches:
         batch = trainer.precision_plugin.convert_input(batch)
-        inputs, labels, *_ = trainer.strategy.batch_to_device(model._on_before_batch_transfer(batch))
+        batch = trainer.strategy.batch_to_device(model._on_before_batch_transfer(batch))
         with trainer.precision_plugin.forward_context():
-            logits = model(inputs)
-        metrics.update(prediction(logits), labels)
+            predicted = prediction(batch)
+        metrics.update(predicted, batch[1])
     return {name: float(value) for name, value in metrics.compute().items()}
 
 

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from noisylightning.corrections import Correction, NoCorrection
 from noisylightning.errors import BadType, BadValue
+from noisylightning.models import record_features, require_logits
 
 
 class _NoisyMetrics(nn.Module):
@@ -28,12 +29,13 @@ class _NoisyMetrics(nn.Module):
         self.loss = MeanMetric(nan_strategy="disable")  # a NaN loss must show
         self.accuracy = MeanMetric()
         self._noisy_log_posterior = correction.noisy_log_posterior
-        self._aside: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._aside: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
         self._numel = 0
 
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Put a batch's mean loss, logits and labels aside."""
-        self._aside.append((loss.detach(), logits.detach(), labels))
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor, of_samples: dict[str, Tensor]) -> None:
+        """Put a batch's mean loss, logits, labels, and what a T of the sample asks for, aside."""
+        of_samples = {name: value.detach() for name, value in of_samples.items()}
+        self._aside.append((loss.detach(), logits.detach(), labels, of_samples))
         self._numel += logits.numel()
         if self._numel >= self._ENOUGH:
             self.measure()
@@ -42,11 +44,12 @@ class _NoisyMetrics(nn.Module):
     def measure(self) -> None:
         """Bring the metrics up to date."""
         if self._aside:
-            losses, logits, labels = zip(*self._aside, strict=True)
+            losses, logits, labels, of_samples = zip(*self._aside, strict=True)
             # One value a sample: with "disable" torchmetrics 1.9 takes no notice of weights.
             sizes = torch.tensor([len(batch) for batch in labels], device=losses[0].device)
             self.loss.update(torch.stack(losses).repeat_interleave(sizes))
-            correct = self._noisy_log_posterior(torch.cat(logits)).argmax(dim=1) == torch.cat(labels)
+            whole = {name: torch.cat([batch[name] for batch in of_samples]) for name in of_samples[0]}
+            correct = self._noisy_log_posterior(torch.cat(logits), **whole).argmax(dim=1) == torch.cat(labels)
             self.accuracy.update(correct.float())
         self._aside, self._numel = [], 0
 
@@ -126,6 +129,7 @@ class NoisyLabelClassifier(LightningModule):
             }
         )
         self.test_loss = MeanMetric(nan_strategy="disable")
+        self._outputs_checked = False
 
     def build_backbone(self) -> nn.Module:
         """Make the network; override this for a new architecture. It is called once, from the constructor."""
@@ -144,6 +148,30 @@ class NoisyLabelClassifier(LightningModule):
     def forward(self, inputs: Any) -> Tensor:
         """Return the logits of the clean classes, ``(N, C)``."""
         return self.backbone(inputs)
+
+    def logits_of(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the network on a batch, once, and tell beside its logits what a T of the sample is to know.
+
+        Args:
+            batch: ``(inputs, labels)`` or ``(inputs, labels, index)``.
+
+        Returns:
+            The logits of the clean classes, ``(N, C)``; and by their names, as the correction takes them, ``index``,
+            where there is one, and ``features``, what goes into the backbone's last ``nn.Linear``, where T needs them.
+
+        Example:
+            >>> model = NoisyLabelClassifier(nn.Linear(4, 3), num_classes=3)
+            >>> logits, of_samples = model.logits_of((torch.zeros(2, 4), torch.tensor([0, 2])))
+            >>> logits.shape, of_samples
+            (torch.Size([2, 3]), {})
+        """
+        inputs, _, *index = batch
+        of_samples = {"index": index[0]} if index else {}
+        if not self.correction.needs_features:
+            return self(inputs), of_samples
+        with record_features(self.backbone) as features:
+            logits = self(inputs)
+        return logits, {**of_samples, "features": features(len(logits))}
 
     def on_fit_start(self) -> None:
         """Refuse a correction that would train without a T, unless a callback is to give it one.
@@ -164,10 +192,13 @@ class NoisyLabelClassifier(LightningModule):
         self._noisy_step(batch, self.val_metrics)
 
     def _noisy_step(self, batch: Any, metrics: _NoisyMetrics) -> Tensor:
-        inputs, labels, *index = batch
-        logits = self(inputs)
-        loss = self.correction(logits, labels, *index)  # what a T(x) needs beside them would go in here
-        metrics.update(loss, logits, labels)
+        labels = batch[1]
+        logits, of_samples = self.logits_of(batch)
+        if not (self._outputs_checked or torch.compiler.is_compiling()):  # looking at values would break a graph in two
+            require_logits(logits)
+            self._outputs_checked = True
+        loss = self.correction(logits, labels, **of_samples)
+        metrics.update(loss, logits, labels, of_samples)
         return loss
 
     def on_train_epoch_end(self) -> None:

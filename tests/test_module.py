@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch import nn
-from toy import CLASSES, FEATURES, TRUE, ToyData, adam, backbone, classifier, trainer, uncorrected
+from toy import CLASSES, FEATURES, TRUE, Mixed, OfEachSample, ToyData, adam, backbone, classifier, trainer, uncorrected
 
 from noisylightning import (
     EstimateTransitionCallback,
@@ -15,6 +15,7 @@ from noisylightning import (
     NoCorrection,
     NoisyLabelClassifier,
 )
+from noisylightning.results import evaluate_fit
 from noisylightning.transition import Transition
 
 
@@ -218,3 +219,91 @@ def test_what_does_not_fit_together_is_refused(arguments, error, message):
 def test_labels_that_are_none_are_refused(labels, error):
     with pytest.raises(error):
         classifier().training_step((torch.randn(2, FEATURES), labels), 0)
+
+
+def test_a_network_that_ends_in_a_softmax_is_refused_before_the_first_step(tmp_path):
+    """Also where no callback would try it; once it has trained, nobody looks again."""
+    for sanity in (0, 2):
+        run, model = trainer(tmp_path, max_epochs=1, num_sanity_val_steps=sanity), uncorrected()
+        model.backbone.append(nn.Softmax(dim=1))
+        with pytest.raises(ValueError, match=r"outputs are probabilities.*drop the network's final softmax"):
+            run.fit(model, ToyData())
+        assert run.global_step == 0
+    zero = uncorrected()
+    nn.init.zeros_(zero.backbone[-1].weight)
+    nn.init.zeros_(zero.backbone[-1].bias)
+    trainer(tmp_path, max_epochs=1).fit(zero, ToyData())
+
+
+def test_a_transition_may_be_known_of_each_sample_by_its_index():
+    """The index reaches T in the loss and in the accuracy of the noisy prediction."""
+
+    class Listed(Transition):
+        def at(self, features, index):
+            return OfEachSample(matrices[index])
+
+        def to_dense(self):
+            return matrices.mean(dim=0)
+
+    matrices = torch.rand(9, CLASSES, CLASSES, generator=torch.Generator().manual_seed(0)).softmax(dim=2)
+    model = classifier(correction=ForwardCorrection(Listed(CLASSES)))
+    inputs, labels = ToyData().train.tensors
+    places = torch.tensor([[8, 1, 0], [3, 5, 5]])
+    for index in places:
+        model.validation_step((inputs[index], labels[index], index), 0)
+    model.val_metrics.measure()
+    whole = places.flatten()
+    posterior = OfEachSample(matrices[whole]).posterior(model(inputs[whole]))
+    correct = (posterior.argmax(dim=1) == labels[whole]).float().mean()
+    assert float(model.val_metrics.accuracy.compute()) == pytest.approx(float(correct))
+    assert float(model.val_metrics.loss.compute()) == pytest.approx(
+        float(nn.functional.nll_loss(posterior.detach().log(), labels[whole]))
+    )
+
+
+def test_a_transition_of_the_sample_trains_with_the_network(tmp_path):
+    """Its loss, and the accuracies that go through it, are those computed by hand from one forward pass."""
+    model, data = classifier(correction=ForwardCorrection(Mixed()), transition_lr=0.1), ToyData()
+    transition, passes = model.correction.T, []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+
+    def by_hand(inputs, labels):
+        features = model.backbone[:3](inputs)
+        posterior = torch.stack(
+            [
+                p @ (share * TRUE + (1 - share) / CLASSES)
+                for p, share in zip(
+                    model.backbone[3](features).softmax(dim=1),
+                    transition.scores(features).sigmoid(),
+                    strict=True,
+                )
+            ]
+        )
+        accuracy = (posterior.argmax(dim=1) == labels).float().mean()
+        return nn.functional.nll_loss(posterior.log(), labels), accuracy
+
+    batch = data.train.tensors[0][:16], data.train.tensors[1][:16]
+    loss = model.training_step(batch, 0)
+    assert len(passes) == 1
+    model.train_metrics.measure()
+    expected, accuracy = by_hand(*batch)
+    torch.testing.assert_close(loss, expected)
+    assert float(model.train_metrics.accuracy.compute()) == pytest.approx(float(accuracy))
+    model.train_metrics.accuracy.reset()
+    loss.backward()
+    assert float(transition.scores.weight.grad.abs().sum()) > 0
+
+    before = transition.scores.weight.detach().clone()
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(model, data)
+    network, learnt = run.optimizers[0].param_groups
+    assert {id(parameter) for parameter in learnt["params"]} == {id(p) for p in transition.parameters()}
+    assert (network["lr"], learnt["lr"]) == (0.02, 0.1)
+    assert not torch.equal(transition.scores.weight, before)
+    with torch.no_grad():
+        loss, accuracy = by_hand(*data.val.tensors)
+    measured = run.validate(model, data, verbose=False)[0]
+    assert measured["val_loss"] == pytest.approx(float(loss), abs=1e-5)
+    assert measured["val_accuracy"] == pytest.approx(float(accuracy), abs=1e-5)
+    assert evaluate_fit(run, model, data)[-1].val_accuracy == pytest.approx(float(accuracy), abs=1e-5)
+    assert not any(module._forward_pre_hooks for module in model.modules())
