@@ -80,7 +80,8 @@ class Correction(nn.Module):
     @property
     def needs_features(self) -> bool:
         """Whether T depends on the samples' features, which are then to be passed beside the logits."""
-        return self.T is not None and self.T.needs_features
+        transition = self.T  # once: a module's lookups cost, and every step asks
+        return transition is not None and transition.needs_features
 
     def initialize(self, num_classes: int) -> None:
         """Give an uninitialised correction its number of classes, with T the identity; else check that it agrees.
