@@ -1,21 +1,17 @@
-"""Corrections: modules that carry T and turn a base loss into one that may be trained on noisy labels."""
+"""What all corrections share: a base loss and T."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from noisylightning.errors import BadType, BadValue, NotReady
-from noisylightning.functional.backward import inverse_rows, masked_backward_cross_entropy
+from noisylightning.errors import BadValue, NotReady
 from noisylightning.functional.checks import check_inputs
-from noisylightning.functional.forward import label_log_likelihood, masked_forward_cross_entropy, noisy_log_posterior
-from noisylightning.functional.posterior import importance_ratio
-from noisylightning.losses import CrossEntropy, LikelihoodLoss, Loss
-from noisylightning.tensors import log_softmax, pick
+from noisylightning.functional.forward import noisy_log_posterior
+from noisylightning.losses import CrossEntropy, Loss
 from noisylightning.transition import DenseTransition, Transition, as_transition, validate_transition
 
 
@@ -221,209 +217,6 @@ class Correction(nn.Module):
             *index: What the base loss asks for beside.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no corrected(logits, labels): a correction must.")
-
-
-class NoCorrection(Correction):
-    """The base loss as it is: the baseline. It carries no T.
-
-    Args:
-        num_classes: The number of classes C; not needed.
-        loss: The base loss. Default: cross-entropy.
-
-    Example:
-        >>> NoCorrection()(torch.zeros(1, 4), torch.tensor([2]))
-        tensor(1.3863)
-    """
-
-    uses_transition: ClassVar[bool] = False
-
-    def __init__(self, num_classes: int | None = None, loss: Loss | None = None) -> None:
-        super().__init__(loss=loss)
-        self._num_classes = num_classes
-
-    @property
-    def num_classes(self) -> int | None:
-        """The number of classes C, or None as long as nobody said it."""
-        return self._num_classes
-
-    def _begin(self, num_classes: int) -> None:
-        self._num_classes = num_classes
-
-    def set_transition(self, transition: Tensor) -> None:
-        """Refuse: there is nothing that would use it.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise BadType("NoCorrection uses no T: choose ForwardCorrection or another correction.")
-
-    def noisy_log_posterior(
-        self, logits: Tensor, index: Tensor | None = None, features: Tensor | None = None
-    ) -> Tensor:
-        """``log p``: without a T the network speaks about noisy labels directly."""
-        return log_softmax(logits)
-
-    def forward(
-        self, logits: Tensor, target: Tensor, index: Tensor | None = None, features: Tensor | None = None
-    ) -> Tensor:
-        """The base loss; arguments as in :meth:`Correction.forward`."""
-        return self.loss(logits, target, *((index,) if self.loss.needs_index and index is not None else ()))
-
-
-class ForwardCorrection(Correction):
-    """Forward correction: the base loss of the noisy posterior, ``l_y(p T)``.
-
-    Patrini et al. (2017), Theorem 2: for a proper composite loss, minimised under the noisy distribution by the clean
-    posterior. For a loss of the label's likelihood alone, such as cross-entropy, it reads one column of T per sample;
-    for others, and soft targets, it needs all of ``p T``. A loss of scores z gets the scores ``log(e^z T)``.
-
-    Args:
-        transition: T, see :class:`Correction`.
-        num_classes: The number of classes C.
-        loss: The base loss. Default: cross-entropy. One that is not proper composite warns.
-        floor: ``(p T)_y`` below it counts as it, without gradient. Where column ``y`` of T is zero, so that T calls
-            the label impossible, the default 0 gives cross-entropy an infinite loss.
-
-    Example:
-        >>> correction = ForwardCorrection(torch.tensor([[0.8, 0.2], [0.3, 0.7]]))
-        >>> correction(torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.tensor([0, 1]))
-        tensor(0.5990)
-    """
-
-    def __init__(
-        self,
-        transition: Tensor | Transition | str | Path | None = None,
-        num_classes: int | None = None,
-        loss: Loss | None = None,
-        floor: float = 0.0,
-    ) -> None:
-        super().__init__(transition, num_classes, loss)
-        if not 0 <= floor < 1:
-            raise BadValue(f"floor must be a probability in [0, 1), got {floor}.")
-        self.floor = floor
-        if not self.loss.proper:
-            warnings.warn(
-                f"{type(self.loss).__name__} is not proper composite, so Theorem 2 of Patrini et al. (2017) does not "
-                "hold for it: forward correction need not lead to the clean posterior.",
-                stacklevel=2,
-            )
-
-    def is_base_loss(self, transition: Transition) -> bool:
-        """Whether T is the identity, and no floor lies under the likelihood."""
-        return transition.is_identity and self.floor == 0
-
-    def corrected(
-        self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor
-    ) -> Tensor:
-        """The reduced base loss of ``p T``; arguments as in :meth:`Correction.corrected`."""
-        loss = self.loss
-        soft = labels.is_floating_point()
-        if loss.is_cross_entropy and not soft:
-            weight, reduction = loss.weight, loss.reduction
-            return masked_forward_cross_entropy(logits, labels, mask, transition, weight, reduction, self.floor)
-        if isinstance(loss, LikelihoodLoss) and loss.of_likelihood and not soft:
-            values = loss.of_log_likelihood(label_log_likelihood(logits, labels, transition, self.floor))
-        else:
-            noisy_logits = noisy_log_posterior(logits, transition, floor=self.floor)
-            if loss.of_scores:  # log(e^z T): the scores' level, which the posterior forgets
-                noisy_logits = noisy_logits + logits.logsumexp(dim=1, keepdim=True)
-            values = loss.values(noisy_logits, loss.weighted(labels), *index)
-        return loss.reduce(values, labels, mask)
-
-
-class BackwardCorrection(Correction):
-    """Backward correction: ``(T^-1 l(p))_y``, unbiased for the clean loss.
-
-    Patrini et al. (2017), Theorem 1: ``sum_j T[i, j] (T^-1 l)_j = l_i`` for every base loss. It is unbounded below
-    and amplifies the loss, and its noise, by up to the condition number of T. Class weights belong to clean classes.
-
-    Args:
-        transition: T, see :class:`Correction`.
-        num_classes: The number of classes C.
-        loss: The base loss. Default: cross-entropy.
-        max_condition: Refuse a T whose condition number (infinity norm: the largest absolute row sum of ``T^-1``) is
-            larger.
-
-    Raises:
-        ValueError: T is singular, or its condition number past ``max_condition``.
-
-    Example:
-        >>> correction = BackwardCorrection(torch.tensor([[0.8, 0.2], [0.3, 0.7]]))
-        >>> correction(torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.tensor([0, 1]))
-        tensor(0.0613)
-    """
-
-    def __init__(
-        self,
-        transition: Tensor | Transition | str | Path | None = None,
-        num_classes: int | None = None,
-        loss: Loss | None = None,
-        max_condition: float = 1e4,
-    ) -> None:
-        super().__init__(transition, num_classes, loss)
-        if not max_condition >= 1:
-            raise BadValue(f"max_condition must be at least 1, that of the identity, got {max_condition}.")
-        self.max_condition = max_condition
-        if self.T is not None:
-            self.T.factorize(max_condition)
-
-    def _begin(self, num_classes: int) -> None:
-        super()._begin(num_classes)
-        self.known_transition().factorize(self.max_condition)
-
-    def corrected(
-        self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor
-    ) -> Tensor:
-        """The reduced combination of base losses; arguments as in :meth:`Correction.corrected`."""
-        loss = self.loss
-        if loss.is_cross_entropy and not labels.is_floating_point():
-            return masked_backward_cross_entropy(logits, labels, mask, transition, loss.weight, loss.reduction)
-        weights = inverse_rows(labels, transition, torch.promote_types(logits.dtype, torch.float32))
-        return loss.reduce(loss.values(logits, loss.weighted(weights), *index), labels, mask, weighted=True)
-
-
-class ImportanceReweighting(Correction):
-    """Importance reweighting: ``beta l_y(p)`` with ``beta = p_y / (p T)_y``.
-
-    Liu and Tao (2016), with T as in Xia et al. (2019, T-Revision): the ratio of the clean to the noisy posterior of
-    the label turns the noisy risk into the clean one.
-
-    Args:
-        transition: T, see :class:`Correction`.
-        num_classes: The number of classes C.
-        loss: The base loss. Default: cross-entropy.
-        detach_weight: Whether beta is a constant for the gradient, as in T-Revision's first stage; its last stage
-            differentiates it.
-
-    Example:
-        >>> correction = ImportanceReweighting(torch.tensor([[0.8, 0.2], [0.3, 0.7]]))
-        >>> correction(torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.tensor([0, 1]))
-        tensor(0.5028)
-    """
-
-    def __init__(
-        self,
-        transition: Tensor | Transition | str | Path | None = None,
-        num_classes: int | None = None,
-        loss: Loss | None = None,
-        detach_weight: bool = True,
-    ) -> None:
-        super().__init__(transition, num_classes, loss)
-        self.detach_weight = detach_weight
-
-    def corrected(
-        self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor
-    ) -> Tensor:
-        """The reduced reweighted base loss; arguments as in :meth:`Correction.corrected`."""
-        loss = self.loss
-        log_p = log_softmax(logits)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_weight):
-            beta = importance_ratio(logits, log_p, labels, transition)
-        if labels.is_floating_point():
-            return loss.reduce(loss.values(logits, loss.weighted(beta * labels), *index), labels, mask)
-        if isinstance(loss, LikelihoodLoss) and loss.of_likelihood:
-            return loss.reduce(beta * loss.of_log_likelihood(pick(log_p, labels)), labels, mask)
-        return loss.reduce(beta * loss.values(logits, labels, *index), labels, mask)
 
 
 def _identity(num_classes: int) -> Transition:
