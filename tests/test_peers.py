@@ -125,6 +125,7 @@ def test_batch_statistics_begin_again_and_are_left_alone_by_the_estimation(tmp_p
     assert counts == [*range(6), *range(6)]
 
 
+@pytest.mark.filterwarnings("ignore:T-hat contradicts the evidence")  # after one epoch from any weights
 def test_state_that_is_no_tensor_begins_again_too(tmp_path):
     class Counting(nn.Linear):
         count = 0
@@ -145,7 +146,6 @@ def test_state_that_is_no_tensor_begins_again_too(tmp_path):
         def on_train_batch_start(self, trainer, pl_module, *args):
             counts.append(pl_module.backbone.count)
 
-    torch.manual_seed(0)
     model = NoisyLabelClassifier(Counting(5, CLASSES), ForwardCorrection(num_classes=CLASSES))
     trainer(tmp_path, [EstimateTransitionCallback(1), Spy()], max_epochs=2).fit(model, ToyData())
     assert counts == [*range(6), *range(6)]

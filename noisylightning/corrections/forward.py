@@ -29,6 +29,7 @@ class ForwardCorrection(Correction):
             the label impossible, the default 0 gives cross-entropy an infinite loss.
 
     Example:
+        >>> import torch
         >>> correction = ForwardCorrection(torch.tensor([[0.8, 0.2], [0.3, 0.7]]))
         >>> correction(torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.tensor([0, 1]))
         tensor(0.5990)

@@ -20,6 +20,7 @@ class NoCorrection(Correction):
         loss: The base loss. Default: cross-entropy.
 
     Example:
+        >>> import torch
         >>> NoCorrection()(torch.zeros(1, 4), torch.tensor([2]))
         tensor(1.3863)
     """
