@@ -19,7 +19,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from noisylightning.callbacks import EstimateTransitionCallback
 from noisylightning.internals import callbacks
 
-_LOGGERS = ("pytorch_lightning", "lightning_fabric")
+_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+_PACKAGES = ("pytorch_lightning", "lightning_fabric", "lightning")
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -28,7 +29,7 @@ class _WithoutLightningsTalk(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         parts = Path(record.pathname).parts
-        talk = any(room in parts for room in _LOGGERS) and "callbacks" not in parts
+        talk = any(package in parts for package in _PACKAGES) and "callbacks" not in parts
         interrupted = "Detected" in record.getMessage()  # KeyboardInterrupt: the only sign that it was heard
         return record.levelno > logging.INFO or not talk or interrupted
 

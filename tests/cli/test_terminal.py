@@ -27,9 +27,10 @@ def shown(monkeypatch):
             records.append(record.getMessage())
 
     handler = Keep()
-    log = logging.getLogger("pytorch_lightning")
-    monkeypatch.setattr(log, "handlers", [handler])
-    monkeypatch.setattr(log, "level", logging.INFO)
+    for name in ("pytorch_lightning", "lightning.pytorch"):  # the second where another test has imported lightning
+        log = logging.getLogger(name)
+        monkeypatch.setattr(log, "handlers", [handler])
+        monkeypatch.setattr(log, "level", logging.INFO)
     return records
 
 
