@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from noisylightning.errors import BadValue
+from noisylightning.functional.bootstrap import standard_deviation
 from noisylightning.plotting import draw_transition
 from noisylightning.predictions.record import Predictions
 
@@ -22,6 +23,7 @@ class TransitionEstimator(Metric):
 
     Args:
         num_classes: Number of classes C, at least 2.
+        replicates: Number of bootstrap replicates that standard errors are computed from; 0 for none.
         **kwargs: Passed on to :class:`torchmetrics.Metric` (``compute_on_cpu=True`` keeps large states off the GPU, for
             one process: NCCL gathers from GPUs).
 
@@ -30,7 +32,7 @@ class TransitionEstimator(Metric):
             and ``"held_out"``, predictions of samples that the network was trained without.
 
     Raises:
-        ValueError: If ``num_classes`` is below 2.
+        ValueError: If ``num_classes`` is below 2, or ``replicates`` is 1 or negative.
     """
 
     is_differentiable = False
@@ -40,11 +42,14 @@ class TransitionEstimator(Metric):
 
     class_counts: Tensor
 
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+    def __init__(self, num_classes: int, replicates: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if num_classes < 2:
             raise BadValue(f"num_classes must be at least 2, got {num_classes}.")
+        if replicates < 0 or replicates == 1:
+            raise BadValue(f"replicates must be 0, for no standard errors, or at least 2, got {replicates}.")
         self.num_classes = num_classes
+        self.replicates = replicates
         self.add_state("class_counts", torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, batch: Predictions) -> None:
@@ -75,6 +80,20 @@ class TransitionEstimator(Metric):
     def _accumulate(self, batch: Predictions) -> None:
         """Add one batch to the states."""
         raise NotImplementedError
+
+    def standard_error(self) -> Tensor | None:
+        """Return the standard error of each entry of T-hat, ``(C, C)``, over samples drawn anew.
+
+        None without replicates. What a bootstrap does not see, such as a network that is wrong, it does not count.
+        """
+        if not self.replicates:
+            return None
+        with self.sync_context(self.dist_sync_fn, self.process_group, self._to_sync, self._should_unsync):
+            return standard_deviation(self._replicated()).float()
+
+    def _replicated(self) -> Tensor:
+        """Return T-hat of each replicate, ``(replicates, C, C)``; the states are those of all processes."""
+        raise BadValue(f"{type(self).__name__} computes no standard errors: pass replicates=0.")
 
     def plot(self, val: Tensor | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
         """Draw T-hat as a heat map.
