@@ -1,13 +1,14 @@
 """T-hat within a fit: the network runs over the estimation data, and an estimator over its predictions."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from noisylightning.errors import NotReady
+from noisylightning.errors import BadValue, NotReady
 from noisylightning.estimators.base import TransitionEstimator, check_needs
 from noisylightning.models import record_features, require_logits
 from noisylightning.predictions.collect import (
@@ -18,8 +19,9 @@ from noisylightning.predictions.collect import (
     predictions,
     warn_of_randomness,
 )
+from noisylightning.predictions.record import Predictions
 
-__all__ = ["Predict", "estimate", "estimation_loader", "feed", "rehearse", "warn_of_randomness"]
+__all__ = ["Predict", "collect", "estimate", "estimation_loader", "feed", "rehearse", "warn_of_randomness"]
 
 
 def estimate(
@@ -76,8 +78,7 @@ def feed(
         ValueError: If the estimator needs what the pass does not give, or the predictions are none.
     """
     estimator.to(module.device)
-    failure: Exception | None = None
-    try:
+    with _together(trainer):
         check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
         with inference(trainer, module), ExitStack() as recording:
             features = None
@@ -85,9 +86,43 @@ def feed(
                 features = recording.enter_context(record_features(module, feature_layer))
             for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
                 estimator.update(batch)
+
+
+def collect(
+    trainer: Trainer, module: LightningModule, loader: DataLoader[Any], predict: Predict, num_classes: int
+) -> Predictions:
+    """Run the network over the loader and return this process's share of its predictions, on the CPU.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts.
+        loader: What :func:`estimation_loader` gives.
+        predict: Maps the module and a batch to logits and noisy labels.
+        num_classes: The number of classes C.
+
+    Raises:
+        RuntimeError: If another process failed.
+        ValueError: If the predictions are none, or of other samples than the loader's.
+    """
+    with _together(trainer), inference(trainer, module):
+        batches = predictions(trainer, module, loader, predict, num_classes)
+        found = Predictions.concatenate([batch.to("cpu") for batch in batches])
+        if (found.index < 0).any():
+            raise BadValue(
+                "predict gives more or fewer rows than a batch has samples, so that nothing says which were held out:"
+                " choose an estimator without folds, or return a row a sample."
+            )
+    return found
+
+
+@contextmanager
+def _together(trainer: Trainer) -> Iterator[None]:
+    """Let an error on one process end them all: the collectives that follow are reached by all or by none."""
+    failure: Exception | None = None
+    try:
+        yield
     except Exception as error:
         failure = error
-    # The collectives that follow are reached by all processes or by none.
     if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
         raise failure or NotReady("T could not be estimated: another process failed; see its message.")
 

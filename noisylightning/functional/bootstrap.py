@@ -48,6 +48,24 @@ def bootstrap_weights(index: Tensor, replicates: int, seed: int = 0) -> Tensor:
     return torch.cat([ones, torch.searchsorted(bounds.to(index.device), uniform, right=True)], dim=1)
 
 
+def part_of(index: Tensor, parts: int, seed: int = 0) -> Tensor:
+    """Put samples into parts of about equal size: a function of the seed and the sample's index alone.
+
+    Args:
+        index: Places of the samples in their data set, integers of shape ``(N,)``.
+        parts: Number of parts.
+        seed: Seed of the draw.
+
+    Returns:
+        Numbers from 0 to ``parts - 1``, int64 of shape ``(N,)``.
+
+    Example:
+        >>> part_of(torch.arange(1000), parts=2).bincount()
+        tensor([531, 469])
+    """
+    return _shifted(_mixed(index.long() * _STEP + seed), 11) % parts
+
+
 def _shifted(bits: Tensor, by: int) -> Tensor:
     """Shift to the right as if the 64 bits had no sign."""
     return (bits >> by) & (2 ** (64 - by) - 1)
