@@ -156,5 +156,5 @@ def _heat_map(
                     ax.text(j, i, written[i][j], va="center", fontsize=7, **style)
                 else:
                     ax.text(j, i, written[i][j], va="bottom", fontsize=7, **style)
-                    ax.text(j, i + 0.08, under[i][j], va="top", fontsize=5, **style)
+                    ax.text(j, i + 0.08, under[i][j], va="top", fontsize=6, **style)
     ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)

@@ -23,7 +23,14 @@ from noisylightning.functional.losses import (
     truncated_generalized_cross_entropy,
     unhinged_loss,
 )
-from noisylightning.functional.names import decide_names, exchangeable, name_rows, names_warning, same_up_to_names
+from noisylightning.functional.names import (
+    clean_priors,
+    decide_names,
+    exchangeable,
+    name_rows,
+    names_warning,
+    same_up_to_names,
+)
 from noisylightning.functional.posterior import clean_log_posterior, importance_weights
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
 from noisylightning.tensors import expectation, log_softmax, pick
@@ -34,6 +41,7 @@ __all__ = [
     "backward_cross_entropy",
     "bi_tempered_loss",
     "clean_log_posterior",
+    "clean_priors",
     "decide_names",
     "early_learning_regularization",
     "exchangeable",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+from scipy.optimize import linear_sum_assignment, nnls  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 from torch import Tensor
 
@@ -162,12 +162,40 @@ def decide_names(transition: Tensor, log_p_clean: Tensor, clean_labels: Tensor) 
     return permutation
 
 
+def clean_priors(transition: Tensor, noisy_counts: Tensor) -> Tensor:
+    r"""Estimate the share of each class from how often each label is seen, :math:`q = p T`, by least squares.
+
+    Args:
+        transition: Row-stochastic, shape ``(C, C)``.
+        noisy_counts: How many samples carry each label, shape ``(C,)``, or their shares.
+
+    Returns:
+        The shares p, none negative and summing to one, float64 of shape ``(C,)``. Classes whose rows are alike may
+        divide theirs among them in any way.
+
+    Raises:
+        ValueError: If the counts are not C, or all zero.
+
+    Example:
+        >>> clean_priors(torch.tensor([[0.9, 0.1], [0.0, 1.0]]), torch.tensor([45, 55]))
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    counts = noisy_counts.detach().cpu().double()
+    if counts.shape != transition.shape[:1] or not counts.sum() > 0:
+        raise BadValue(
+            f"T of shape {tuple(transition.shape)} needs a count a label, some above 0, got shape"
+            f" {tuple(counts.shape)} and the sum {float(counts.sum()):g}."
+        )
+    shares, _ = nnls(transition.detach().cpu().double().numpy().T, (counts / counts.sum()).numpy())
+    return torch.from_numpy(shares / shares.sum())
+
+
 def names_warning(transition: Tensor, priors: Tensor, class_names: Sequence[str] | None = None) -> str | None:
     """Say in a sentence which classes noisy labels cannot tell apart, what hangs on it, and what decides it.
 
     Args:
         transition: T-hat, row-stochastic, shape ``(C, C)``.
-        priors: Share of each class among the samples, shape ``(C,)``.
+        priors: Share of each class among the samples, shape ``(C,)``; see :func:`clean_priors`.
         class_names: The C names; numbers where they are left out.
 
     Returns:

@@ -38,6 +38,7 @@ class Memory:
             has begun.
         chosen: The weights that the last phase has chosen.
         transition: T-hat once it is estimated, on the CPU.
+        standard_error: That of each entry of T-hat, on the CPU; None where the estimator computes none.
         correction: What corrects the module's loss; found when the fit is set up.
     """
 
@@ -45,16 +46,19 @@ class Memory:
     start: dict[str, Any] | None = None
     chosen: Chosen | None = None
     transition: Tensor | None = None
+    standard_error: Tensor | None = None
     correction: Correction | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         chosen = None if self.chosen is None else dict(vars(self.chosen))
-        return {"seed": self.seed, "start": self.start, "chosen": chosen, "transition": self.transition}
+        plain = ("seed", "start", "transition", "standard_error")
+        return {name: getattr(self, name) for name in plain} | {"chosen": chosen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it up from plain data."""
-        self.seed, self.start, self.transition = state["seed"], state["start"], state["transition"]
+        self.seed, self.start = state["seed"], state["start"]
+        self.transition, self.standard_error = state["transition"], state["standard_error"]
         self.chosen = None if state["chosen"] is None else Chosen(**state["chosen"])
 
 

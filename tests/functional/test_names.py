@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisylightning.functional.names import (
+    clean_priors,
     decide_names,
     exchangeable,
     name_rows,
@@ -155,6 +156,20 @@ def test_certain_predictions_decide():
     assert decide_names(mnist_asymmetric(0.4), log_p, clean).equal(EXCHANGE)
 
 
+@given(size=st.integers(2, 8), seed=st.integers(0, 10**6))
+def test_shares_of_classes_follow_from_shares_of_labels(size, seed):
+    transition = 0.5 * random_transition(size, seed) + 0.5 * torch.eye(size)
+    priors = random_transition(size, seed + 1)[0]
+    torch.testing.assert_close(clean_priors(transition, 1000 * priors @ transition), priors)
+
+
+def test_shares_are_none_negative_and_of_rows_that_are_alike_right_in_sum():
+    priors = clean_priors(symmetric(3, 0.4), torch.tensor([0, 50, 50]))  # fewer labels 0 than T alone would make
+    torch.testing.assert_close(priors, torch.tensor([0.0, 0.5, 0.5], dtype=torch.float64))
+    priors = clean_priors(from_flips(3, {0: 1, 1: 0}, 0.5), torch.tensor([30, 30, 40]))
+    assert float(priors[:2].sum()) == pytest.approx(0.6)
+
+
 def test_the_warning_names_classes_points_and_remedy():
     priors = torch.full((10,), 0.1)
     assert names_warning(mnist_asymmetric(0.6), priors) == (
@@ -178,6 +193,7 @@ def test_the_warning_tells_groups_apart():
         (lambda: same_up_to_names(torch.eye(3), torch.eye(2), 0.1), "is for 2 classes but 3 are expected"),
         (lambda: decide_names(torch.eye(3), torch.zeros(1, 3), torch.tensor([3])), "between 0 and 2, got 3"),
         (lambda: decide_names(torch.eye(3), torch.zeros(2, 3), torch.tensor([0])), r"\(M, 3\), got \(2, 3\)"),
+        (lambda: clean_priors(torch.eye(3), torch.zeros(3)), r"some above 0, got shape \(3,\) and the sum 0"),
         (lambda: names_warning(torch.eye(3), torch.ones(2)), r"needs a prior a class, got \(2,\)"),
     ],
 )
