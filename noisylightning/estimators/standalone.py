@@ -19,7 +19,7 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
-from noisylightning.functional.names import clean_priors, names_warning
+from noisylightning.functional.names import names_warning
 from noisylightning.models import record_features
 from noisylightning.plotting import compare_transitions
 from noisylightning.predictions.collect import known_of, places
@@ -194,7 +194,7 @@ def _checked_output(output: str | Path) -> Path:
 
 
 def _warn_of_names(transition: Tensor, noisy_counts: Tensor) -> None:
-    warning = names_warning(transition, clean_priors(transition, noisy_counts))
+    warning = names_warning(transition, noisy_counts)
     if warning is not None:
         rank_zero_warn(warning)
 

@@ -5,15 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment, nnls  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+from scipy.optimize import linear_sum_assignment, lsq_linear, nnls  # type: ignore[import-untyped]
+from scipy.sparse import coo_matrix, csr_matrix  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import (  # type: ignore[import-untyped]
+    connected_components,
+    dijkstra,
+    min_weight_full_bipartite_matching,
+)
 from torch import Tensor
 
 from noisylightning.errors import BadValue
 from noisylightning.functional.probabilities import check_labels
-from noisylightning.transition import validate_transition
+from noisylightning.transition import SparseTransition, validate_transition
 
 _TIE = 1e-9  # scores closer than this are ties, in which a row stays where it is
+_SOURCES = 1000  # of cheapest ways that are looked for at a time
 
 
 def name_rows(transition: Tensor) -> Tensor:
@@ -38,9 +44,29 @@ def name_rows(transition: Tensor) -> Tensor:
         >>> name_rows(torch.tensor([[0.1, 0.9, 0.0], [0.2, 0.2, 0.6], [0.7, 0.0, 0.3]]))
         tensor([2, 0, 1])
     """
-    validate_transition(transition)
-    rows = _assign(_log_scores(transition).T, _stay(len(transition)))
-    return torch.from_numpy(rows).to(transition.device)
+    size = len(transition)
+    if transition.layout != torch.strided:
+        SparseTransition(transition)  # checks it
+    else:
+        validate_transition(transition)
+    (rows, labels), logs = _logs(transition)
+    zero = _zero(logs, size)
+    if transition.layout == torch.strided:
+        scores = np.full((size, size), zero)
+        scores[labels, rows] = logs
+        order = _assign(scores, _stay(size))
+    else:
+        own = rows == labels
+        diagonal = np.full(size, zero)
+        diagonal[rows[own]] = logs[own]
+        every = np.arange(size)
+        entries = np.concatenate([diagonal + _TIE, logs[~own]])
+        places = np.concatenate([every, labels[~own]]), np.concatenate([every, rows[~own]])
+        # Weights must not be zero, which would be no entries; one offset for all changes nothing.
+        graph = csr_matrix((entries - 1, places), shape=(size, size))
+        _, order = min_weight_full_bipartite_matching(graph, maximize=True)
+        order = order.astype(np.int64)
+    return torch.from_numpy(order).to(transition.device)
 
 
 def exchangeable(transition: Tensor, threshold: float = 0.3) -> list[tuple[int, ...]]:
@@ -69,21 +95,26 @@ def exchangeable(transition: Tensor, threshold: float = 0.3) -> list[tuple[int, 
     """
     if not 0 < threshold < 1:
         raise BadValue(f"threshold is a ratio of products of diagonals in (0, 1), got {threshold}.")
-    scores = _log_scores(transition[name_rows(transition)])
-    # What it costs row i to take the name j: an order of the rows is a set of cycles, none of which costs less than 0.
-    costs = np.diag(scores)[:, None] - scores + 2 * _TIE
-    np.fill_diagonal(costs, np.inf)
+    order = name_rows(transition)
+    name = order.argsort().cpu().numpy()
+    (rows, labels), logs = _logs(transition)
+    size = len(name)
+    diagonal = np.full(size, _zero(logs, size))
+    own = name[rows] == labels
+    diagonal[labels[own]] = logs[own]
+    # What it costs a row to take a name: an order of the rows is a set of cycles, none of which costs less than 0.
+    start, end = name[rows[~own]], labels[~own]
+    costs = diagonal[start] - logs[~own] + 2 * _TIE
+    costs = costs + _potential(start, end, costs, size)
     most = -np.log(threshold)
-    gains = np.maximum(-costs.min(axis=1), 0).sum()  # no more than this can other edges of a cycle win back
-    costs[costs > most + gains] = np.inf
-    _, part = connected_components(np.isfinite(costs), connection="strong")
-    costs[part[:, None] != part] = np.inf
-    kept = np.flatnonzero(np.isfinite(costs).any(axis=1))
-    costs = costs[np.ix_(kept, kept)]
-    cheap = costs + _shortest(costs).T <= most  # the cheapest cycle through each edge
-    _, group = connected_components(cheap, directed=False)
-    groups = [tuple(kept[group == number].tolist()) for number in np.unique(group)]
-    return sorted(names for names in groups if len(names) > 1)
+    near = costs <= most  # no cycle costs less than one of its edges
+    start, end, costs = start[near], end[near], costs[near]
+    cheap = costs + _back(start, end, costs, size, most) <= most  # the cheapest cycle through each edge
+    edges = coo_matrix((np.ones(cheap.sum()), (start[cheap], end[cheap])), shape=(size, size))
+    _, group = connected_components(edges, directed=False)
+    members = np.argsort(group, kind="stable")
+    groups = np.split(members, np.flatnonzero(np.diff(group[members])) + 1)
+    return sorted(tuple(names.tolist()) for names in groups if len(names) > 1)
 
 
 def same_up_to_names(estimate: Tensor, other: Tensor, tolerance: float) -> Tensor | None:
@@ -186,16 +217,22 @@ def clean_priors(transition: Tensor, noisy_counts: Tensor) -> Tensor:
             f"T of shape {tuple(transition.shape)} needs a count a label, some above 0, got shape"
             f" {tuple(counts.shape)} and the sum {float(counts.sum()):g}."
         )
-    shares, _ = nnls(transition.detach().cpu().double().numpy().T, (counts / counts.sum()).numpy())
+    labels = (counts / counts.sum()).numpy()
+    if transition.layout == torch.strided:
+        shares, _ = nnls(transition.detach().cpu().double().numpy().T, labels)
+    else:
+        entries = transition.detach().cpu().double().to_sparse_coo().coalesce()
+        matrix = csr_matrix((entries.values().numpy(), entries.indices().numpy()), shape=transition.shape)
+        shares = lsq_linear(matrix.T, labels, bounds=(0, np.inf), lsmr_tol="auto").x
     return torch.from_numpy(shares / shares.sum())
 
 
-def names_warning(transition: Tensor, priors: Tensor, class_names: Sequence[str] | None = None) -> str | None:
+def names_warning(transition: Tensor, noisy_counts: Tensor, class_names: Sequence[str] | None = None) -> str | None:
     """Say in a sentence which classes noisy labels cannot tell apart, what hangs on it, and what decides it.
 
     Args:
         transition: T-hat, row-stochastic, shape ``(C, C)``.
-        priors: Share of each class among the samples, shape ``(C,)``; see :func:`clean_priors`.
+        noisy_counts: How many samples carry each label, shape ``(C,)``, or their shares; see :func:`clean_priors`.
         class_names: The C names; numbers where they are left out.
 
     Returns:
@@ -203,21 +240,19 @@ def names_warning(transition: Tensor, priors: Tensor, class_names: Sequence[str]
 
     Raises:
         TypeError: If T is not floating.
-        ValueError: If T is not row-stochastic, or the priors are not C.
+        ValueError: If T is not row-stochastic, or the counts are not C.
 
     Example:
         >>> from noisylightning.transition import from_flips
-        >>> priors = torch.tensor([0.2, 0.3, 0.5])
-        >>> names_warning(from_flips(3, {0: 1, 1: 0}, rate=0.6), priors, class_names=["cat", "dog", "fox"])
+        >>> counts = torch.tensor([22, 28, 50])
+        >>> names_warning(from_flips(3, {0: 1, 1: 0}, rate=0.6), counts, class_names=["cat", "dog", "fox"])
         'Noisy labels cannot tell apart cat and dog, on which up to 50.0 points of accuracy hang: their rows ...
     """
-    if priors.shape != transition.shape[:1]:
-        raise BadValue(f"T of shape {tuple(transition.shape)} needs a prior a class, got {tuple(priors.shape)}.")
     groups = exchangeable(transition)
     if not groups:
         return None
     told = [_enumerate([class_names[i] if class_names else str(i) for i in names]) for names in groups]
-    points = 100 * float(priors.double()[sorted(sum(groups, ()))].sum())
+    points = 100 * float(clean_priors(transition, noisy_counts)[sorted(sum(groups, ()))].sum())
     return (
         f"Noisy labels cannot tell apart {'; nor '.join(told)}, on which up to {points:.1f} points of accuracy hang:"
         " their rows of T-hat may have to be exchanged; one trusted label of one of them decides it."
@@ -228,13 +263,44 @@ def _enumerate(words: list[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _log_scores(transition: Tensor) -> NDArray[np.float64]:
-    """Return log T; where T is zero a number so low that one zero more outweighs all else."""
-    values = transition.detach().cpu().double().numpy()
+def _logs(transition: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return where T is not zero, ``(2, entries)``, and its logarithms there."""
+    entries = transition.detach().cpu().double().to_sparse_coo().coalesce()
+    values = entries.values().numpy()
     positive = values > 0
-    logs = np.log(values, where=positive, out=np.zeros_like(values))
-    lowest = logs.min()  # not above 0, as no probability is above one
-    return np.where(positive, logs, (len(logs) + 1) * (lowest - 1))
+    return entries.indices().numpy()[:, positive], np.log(values[positive])
+
+
+def _zero(logs: NDArray[np.float64], size: int) -> float:
+    """Return a number for log 0, so low that one zero more on a diagonal outweighs all else."""
+    return (size + 1) * (float(logs.min()) - 1)
+
+
+def _potential(
+    start: NDArray[np.int64], end: NDArray[np.int64], costs: NDArray[np.float64], size: int
+) -> NDArray[np.float64]:
+    """Return what leaves no edge below zero when it is added, and cycles as they are (Johnson 1977)."""
+    height, before = np.zeros(size), np.full(size, np.inf)
+    while (height < before).any():
+        before = height.copy()
+        np.minimum.at(height, end, before[start] + costs)
+    change: NDArray[np.float64] = np.maximum(height[start] - height[end], -costs)  # up to rounding the first
+    return change
+
+
+def _back(
+    start: NDArray[np.int64], end: NDArray[np.int64], costs: NDArray[np.float64], size: int, most: float
+) -> NDArray[np.float64]:
+    """Return what the cheapest way back from the end of each edge costs; infinity if it is more than ``most``."""
+    graph = csr_matrix((np.maximum(costs, np.finfo(float).tiny), (start, end)), shape=(size, size))
+    back = np.empty_like(costs)
+    for first in range(0, size, _SOURCES):
+        here = (end >= first) & (end < first + _SOURCES)
+        sources = np.unique(end[here])
+        if len(sources):
+            ways = dijkstra(graph, indices=sources, limit=most)
+            back[here] = ways[np.searchsorted(sources, end[here]), start[here]]
+    return back
 
 
 def _stay(size: int) -> NDArray[np.bool_]:
@@ -245,11 +311,3 @@ def _assign(scores: NDArray[np.float64], stays: NDArray[np.bool_]) -> NDArray[np
     """Return the row for each name so that the sum of ``scores[name, row]`` is largest; in a tie those that stay."""
     _, rows = linear_sum_assignment(scores + _TIE * stays, maximize=True)
     return rows.astype(np.int64)
-
-
-def _shortest(costs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the costs of the cheapest paths (Floyd 1962); no cycle may cost less than 0."""
-    paths = costs.copy()
-    for k in range(len(paths)):
-        np.minimum(paths, paths[:, k, None] + paths[k], out=paths)
-    return paths

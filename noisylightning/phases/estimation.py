@@ -9,7 +9,7 @@ from noisylightning import internals
 from noisylightning.errors import BadType
 from noisylightning.estimators import AnchorEstimator, EstimatorFactory, TransitionEstimator, within_fit
 from noisylightning.functional.bootstrap import expected_l1_error
-from noisylightning.functional.names import clean_priors, names_warning
+from noisylightning.functional.names import names_warning
 from noisylightning.phases.base import Fit, Phase
 from noisylightning.phases.evidence import doubt
 from noisylightning.phases.identity import identify
@@ -102,7 +102,7 @@ class EstimationPhase(Phase):
             )
         elif fit.trainer.is_global_zero:
             names = internals.data_attribute(fit.trainer, "class_names")
-            unnamed = names_warning(transition, clean_priors(transition, counts), names)
+            unnamed = names_warning(transition, counts, names)
             if unnamed is not None:
                 rank_zero_warn(unnamed)
 

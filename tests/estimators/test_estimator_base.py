@@ -32,8 +32,8 @@ def test_labels_of_several_annotators_are_refused():
 
 def test_an_estimator_without_standard_errors_refuses_replicates_at_once():
     class Plain(TransitionEstimator):
-        def _accumulate(self, batch):
-            pass
+        def compute(self):
+            return torch.eye(self.num_classes)
 
     with pytest.raises(ValueError, match="Plain computes no standard errors: pass replicates=0"):
         Plain(2, replicates=10)

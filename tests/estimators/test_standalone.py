@@ -13,8 +13,6 @@ from noisylightning.cli import main
 from noisylightning.estimators.standalone import estimate_from_predictions, estimate_with_trainer
 from noisylightning.predictions import Predictions
 
-pytestmark = pytest.mark.filterwarnings("ignore:Noisy labels cannot tell apart")  # untrained networks
-
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):

@@ -110,7 +110,6 @@ def test_a_network_that_ends_in_a_softmax_is_refused_before_the_first_step(tmp_p
     assert run.global_step == 0
 
 
-@pytest.mark.filterwarnings("ignore:Noisy labels cannot tell apart")
 def test_a_network_that_begins_with_zeros_is_not_refused(tmp_path):
     model = ForeignClassifier()
     nn.init.zeros_(model.net[-1].weight)

@@ -105,6 +105,30 @@ def test_a_thousand_classes_are_found_too():
 
 
 @given(size=st.integers(2, 8), seed=st.integers(0, 10**6))
+def test_a_sparse_t_is_named_as_a_dense_one(size, seed):
+    transition = 0.9 * random_transition(size, seed, zeros=0.5) + 0.1 * torch.eye(size)
+    named, sparse = transition[name_rows(transition)], transition[name_rows(transition.to_sparse())]
+    torch.testing.assert_close(sparse.diagonal().prod(), named.diagonal().prod())
+    assert exchangeable(transition.to_sparse()) == exchangeable(transition)
+    counts = torch.arange(1, size + 1)
+    torch.testing.assert_close(
+        clean_priors(transition.to_sparse(), counts), clean_priors(transition, counts), atol=1e-3, rtol=0
+    )
+
+
+def test_ten_thousand_classes_are_named_where_t_is_sparse():
+    flips = {i: i ^ 1 for i in range(10)} | {i: i + 1 for i in range(10, 9999)}
+    rows = torch.arange(10_000)
+    others = torch.tensor([flips.get(i, i) for i in range(10_000)])
+    entries = torch.stack([torch.cat([rows, rows]), torch.cat([rows, others])])
+    values = torch.cat([torch.full((10_000,), 0.55), torch.full((10_000,), 0.45)])
+    transition = torch.sparse_coo_tensor(entries, values, (10_000, 10_000), check_invariants=True).coalesce()
+    assert exchangeable(transition) == [(i, i + 1) for i in range(0, 10, 2)]
+    warning = names_warning(transition, torch.ones(10_000))
+    assert "cannot tell apart 0 and 1; nor 2 and 3;" in warning
+
+
+@given(size=st.integers(2, 8), seed=st.integers(0, 10**6))
 def test_estimates_that_agree_but_for_names_are_one(size, seed):
     transition = random_transition(size, seed)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
@@ -171,12 +195,12 @@ def test_shares_are_none_negative_and_of_rows_that_are_alike_right_in_sum():
 
 
 def test_the_warning_names_classes_points_and_remedy():
-    priors = torch.full((10,), 0.1)
-    assert names_warning(mnist_asymmetric(0.6), priors) == (
+    counts = 1000 * mnist_asymmetric(0.6).sum(dim=0)
+    assert names_warning(mnist_asymmetric(0.6), counts) == (
         "Noisy labels cannot tell apart 5 and 6, on which up to 20.0 points of accuracy hang: their rows of T-hat may"
         " have to be exchanged; one trusted label of one of them decides it."
     )
-    assert names_warning(mnist_asymmetric(0.2), priors) is None
+    assert names_warning(mnist_asymmetric(0.2), counts) is None
 
 
 def test_the_warning_tells_groups_apart():
@@ -194,7 +218,7 @@ def test_the_warning_tells_groups_apart():
         (lambda: decide_names(torch.eye(3), torch.zeros(1, 3), torch.tensor([3])), "between 0 and 2, got 3"),
         (lambda: decide_names(torch.eye(3), torch.zeros(2, 3), torch.tensor([0])), r"\(M, 3\), got \(2, 3\)"),
         (lambda: clean_priors(torch.eye(3), torch.zeros(3)), r"some above 0, got shape \(3,\) and the sum 0"),
-        (lambda: names_warning(torch.eye(3), torch.ones(2)), r"needs a prior a class, got \(2,\)"),
+        (lambda: names_warning(torch.full((3, 3), 1 / 3), torch.ones(2)), r"needs a count a label.* got shape \(2,\)"),
     ],
 )
 def test_bad_input_stops_at_once(call, message):

@@ -51,7 +51,8 @@ def test_standard_errors_are_kept_saved_and_resumed(tmp_path):
 
     again = EstimateTransitionCallback(1, estimator=partial(Counted, replicates=20))
     last = run.checkpoint_callback.best_model_path
-    trainer(tmp_path, [again], max_epochs=3).fit(model, data, ckpt_path=last, weights_only=True)
+    resumed = trainer(tmp_path / "resumed", [again], max_epochs=3, enable_checkpointing=True)
+    resumed.fit(model, data, ckpt_path=last, weights_only=True)
     assert torch.equal(again.standard_error, callback.standard_error)
 
 
