@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -34,10 +35,11 @@ def test_files_and_logger_get_the_estimate(tmp_path):
     assert "transition" in events.Tags()["images"]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_standard_errors_are_kept_saved_and_resumed(tmp_path):
     callback = EstimateTransitionCallback(1, estimator=partial(Counted, replicates=20))
     assert callback.standard_error is None
-    run = trainer(tmp_path, [callback], max_epochs=2, enable_checkpointing=True)
+    run = trainer(tmp_path, [callback, ModelCheckpoint(tmp_path / "all")], max_epochs=2, enable_checkpointing=True)
     model, data = classifier(), ToyData()
     run.fit(model, data)
 
@@ -51,7 +53,7 @@ def test_standard_errors_are_kept_saved_and_resumed(tmp_path):
 
     again = EstimateTransitionCallback(1, estimator=partial(Counted, replicates=20))
     last = run.checkpoint_callback.best_model_path
-    resumed = trainer(tmp_path / "resumed", [again], max_epochs=3, enable_checkpointing=True)
+    resumed = trainer(tmp_path, [again, ModelCheckpoint(Path(last).parent)], max_epochs=3, enable_checkpointing=True)
     resumed.fit(model, data, ckpt_path=last, weights_only=True)
     assert torch.equal(again.standard_error, callback.standard_error)
 
