@@ -29,7 +29,9 @@ class EstimateTransitionCallback(RunPhases):
 
     What T is estimated on: the data module's (or the module's) ``estimation_dataloader()``; the training data set where
     there is none, with a warning, since its augmentation stays on. In the run's folder the callback leaves
-    ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``, the weights that T-hat comes from.
+    ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``, the weights that T-hat comes from; from an
+    estimator with replicates, such as ``partial(AnchorEstimator, replicates=100)``, also
+    ``transition_standard_error.npy``. A warning names the classes that noisy labels cannot tell apart.
 
     It works with any LightningModule. A :class:`~noisylightning.NoisyLabelClassifier` brings its correction. For
     another project give ``correction`` and ``loss_attribute``, the name under which the module keeps its criterion, a
@@ -56,6 +58,7 @@ class EstimateTransitionCallback(RunPhases):
     Attributes:
         stage: 1 or 2.
         transition: T-hat once it is estimated, on the CPU; None before.
+        standard_error: That of each entry of T-hat; None before, and where the estimator was given no replicates.
         stage_one_epoch: Epoch of the weights that T-hat comes from.
         stage_one_checkpoint: File of these weights; empty before.
 
@@ -108,6 +111,11 @@ class EstimateTransitionCallback(RunPhases):
     def transition(self) -> Tensor | None:
         """T-hat once it is estimated, on the CPU; None before."""
         return self._memory.transition
+
+    @property
+    def standard_error(self) -> Tensor | None:
+        """That of each entry of T-hat, on the CPU; None before, and where the estimator was given no replicates."""
+        return self._memory.standard_error
 
     @property
     def stage_one_epoch(self) -> int:

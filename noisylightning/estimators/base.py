@@ -32,7 +32,8 @@ class TransitionEstimator(Metric):
             and ``"held_out"``, predictions of samples that the network was trained without.
 
     Raises:
-        ValueError: If ``num_classes`` is below 2, or ``replicates`` is 1 or negative.
+        ValueError: If ``num_classes`` is below 2, or ``replicates`` is 1 or negative, or not 0 for an estimator that
+            computes no standard errors.
     """
 
     is_differentiable = False
@@ -48,6 +49,8 @@ class TransitionEstimator(Metric):
             raise BadValue(f"num_classes must be at least 2, got {num_classes}.")
         if replicates < 0 or replicates == 1:
             raise BadValue(f"replicates must be 0, for no standard errors, or at least 2, got {replicates}.")
+        if replicates and type(self)._replicated is TransitionEstimator._replicated:
+            raise BadValue(f"{type(self).__name__} computes no standard errors: pass replicates=0.")
         self.num_classes = num_classes
         self.replicates = replicates
         self.add_state("class_counts", torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
@@ -93,7 +96,7 @@ class TransitionEstimator(Metric):
 
     def _replicated(self) -> Tensor:
         """Return T-hat of each replicate, ``(replicates, C, C)``; the states are those of all processes."""
-        raise BadValue(f"{type(self).__name__} computes no standard errors: pass replicates=0.")
+        raise NotImplementedError
 
     def plot(self, val: Tensor | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
         """Draw T-hat as a heat map.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from noisylightning import internals
@@ -19,8 +19,9 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
+from noisylightning.functional.names import names_warning
 from noisylightning.models import record_features
-from noisylightning.plotting import draw_transition
+from noisylightning.plotting import compare_transitions
 from noisylightning.predictions.collect import known_of, places
 from noisylightning.predictions.record import ROWS, Predictions
 from noisylightning.transition import relative_l1_error
@@ -37,6 +38,8 @@ class _Feed(BasePredictionWriter):
         self.index, self.held_out = index, held_out
         self.feature_layer = feature_layer
         self.transition: Tensor | None = None
+        self.standard_error: Tensor | None = None
+        self.counts = estimator.class_counts
         self.recording = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,6 +94,9 @@ class _Feed(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
+        error = self.estimator.standard_error()
+        self.standard_error = trainer.strategy.broadcast(None if error is None else error.cpu())
+        self.counts = trainer.strategy.reduce(self.estimator.class_counts.clone(), reduce_op="sum").cpu()
 
 
 def estimate_with_trainer(
@@ -112,7 +118,7 @@ def estimate_with_trainer(
         model: A module whose ``predict_step`` returns p(clean | x), or p(noisy | x) where it has no correction.
         datamodule: Data module with an ``estimation_dataloader()`` and ``num_classes``.
         ckpt_path: Checkpoint to load; the weights as they are where it is left out.
-        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it, with replicates its standard errors too.
         estimator: Makes the estimator from the number of classes.
         weights_only: Whether the checkpoint may hold plain data only.
         feature_layer: Name in ``model.named_modules()`` of the layer whose input are the features, for an estimator
@@ -144,7 +150,8 @@ def estimate_with_trainer(
         feed.recording.close()
     assert feed.transition is not None
     if trainer.is_global_zero:
-        _save(feed.transition, output, getattr(datamodule, "transition", None), len(index))
+        _save(feed.transition, output, getattr(datamodule, "transition", None), len(index), feed.standard_error)
+        _warn_of_names(feed.transition, feed.counts)
     return feed.transition
 
 
@@ -158,7 +165,7 @@ def estimate_from_predictions(
     Args:
         predictions: A ``.npz`` or ``.parquet`` file: ``probs``, p(noisy | x) of shape (N, C), or ``log_probs``; and
             ``noisy_labels``; see :class:`~noisylightning.predictions.Predictions`.
-        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it, with replicates its standard errors too.
         estimator: Makes the estimator from the number of classes.
 
     Returns:
@@ -175,7 +182,8 @@ def estimate_from_predictions(
     for batch in loaded.split(ROWS):
         made.update(batch)
     transition: Tensor = made.compute()
-    _save(transition, output, None, len(loaded))
+    _save(transition, output, None, len(loaded), made.standard_error())
+    _warn_of_names(transition, made.class_counts)
     return transition
 
 
@@ -185,10 +193,21 @@ def _checked_output(output: str | Path) -> Path:
     return Path(output)
 
 
-def _save(transition: Tensor, output: Path, true: Tensor | None, num_examples: int) -> None:
+def _warn_of_names(transition: Tensor, noisy_counts: Tensor) -> None:
+    warning = names_warning(transition, noisy_counts)
+    if warning is not None:
+        rank_zero_warn(warning)
+
+
+def _save(
+    transition: Tensor, output: Path, true: Tensor | None, num_examples: int, standard_error: Tensor | None
+) -> None:
     with written_whole(output) as path:
         np.save(path, transition.numpy(), allow_pickle=False)
     with written_whole(output.with_suffix(".png")) as path:
-        draw_transition(transition, title="estimated T")[0].savefig(path, dpi=150)
+        compare_transitions(transition, standard_error=standard_error).savefig(path, dpi=150)
+    if standard_error is not None:
+        with written_whole(output.with_name(f"{output.stem}_standard_error.npy")) as path:
+            np.save(path, standard_error.cpu().numpy(), allow_pickle=False)
     error = "" if true is None else f"; relative L1 error {relative_l1_error(transition, true.cpu()):.4f}"
     rank_zero_info(f"T estimated from {num_examples:,} examples{error}; saved as {output}.")

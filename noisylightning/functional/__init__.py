@@ -23,6 +23,14 @@ from noisylightning.functional.losses import (
     truncated_generalized_cross_entropy,
     unhinged_loss,
 )
+from noisylightning.functional.names import (
+    clean_priors,
+    decide_names,
+    exchangeable,
+    name_rows,
+    names_warning,
+    same_up_to_names,
+)
 from noisylightning.functional.posterior import clean_log_posterior, importance_weights
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
 from noisylightning.tensors import expectation, log_softmax, pick
@@ -33,7 +41,10 @@ __all__ = [
     "backward_cross_entropy",
     "bi_tempered_loss",
     "clean_log_posterior",
+    "clean_priors",
+    "decide_names",
     "early_learning_regularization",
+    "exchangeable",
     "expectation",
     "focal_loss",
     "forward_cross_entropy",
@@ -47,12 +58,15 @@ __all__ = [
     "log_softmax",
     "log_tempered_softmax",
     "mean_absolute_error",
+    "name_rows",
+    "names_warning",
     "noisy_log_likelihood",
     "noisy_log_posterior",
     "normalized_cross_entropy",
     "pick",
     "ramp_loss",
     "reverse_cross_entropy",
+    "same_up_to_names",
     "savage_loss",
     "sigmoid_loss",
     "soft_bootstrap",

@@ -78,6 +78,24 @@ def _mixed(bits: Tensor) -> Tensor:
     return bits ^ _shifted(bits, 31)
 
 
+def expected_l1_error(standard_error: Tensor) -> Tensor:
+    r"""Return the relative L1 error of T-hat that its standard errors alone lead one to expect.
+
+    It is :math:`\sqrt{2/\pi} \sum_{ij} s_{ij} / C`, since that is the mean of a normal error's absolute value.
+
+    Args:
+        standard_error: That of each entry of T-hat, shape ``(C, C)``.
+
+    Returns:
+        A scalar, to be compared with :func:`~noisylightning.transition.relative_l1_error`.
+
+    Example:
+        >>> expected_l1_error(torch.full((2, 2), 0.01))
+        tensor(0.0160)
+    """
+    return math.sqrt(2 / math.pi) * standard_error.sum() / len(standard_error)
+
+
 def standard_deviation(replicated: Tensor) -> Tensor:
     """Return the standard deviation over replicates, ``(B, ...)`` to ``(...)``, in float64.
 

@@ -64,6 +64,7 @@ class Memory:
         chosen: The weights that the last phase has chosen.
         initial: The weights before the first step, as long as a phase will begin from them.
         transition: T-hat once it is estimated, on the CPU.
+        standard_error: That of each entry of T-hat, on the CPU; None where the estimator computes none.
         out_of_fold: For each part of the data what a network that was trained without it predicts there: columns by
             name; empty where no phase asked for it.
         fold_weights: The weights of these networks.
@@ -77,6 +78,7 @@ class Memory:
     chosen: Chosen | None = None
     initial: dict[str, Any] | None = None
     transition: Tensor | None = None
+    standard_error: Tensor | None = None
     out_of_fold: list[dict[str, Tensor]] = field(default_factory=list)
     fold_weights: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)

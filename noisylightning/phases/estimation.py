@@ -8,6 +8,8 @@ from torch import Tensor
 from noisylightning import internals
 from noisylightning.errors import BadType
 from noisylightning.estimators import AnchorEstimator, EstimatorFactory, TransitionEstimator, within_fit
+from noisylightning.functional.bootstrap import expected_l1_error
+from noisylightning.functional.names import names_warning
 from noisylightning.phases.base import Fit, Phase
 from noisylightning.phases.evidence import doubt
 from noisylightning.phases.identity import identify
@@ -30,8 +32,9 @@ class EstimationPhase(Phase):
     """Estimate T from the weights that the phase before has chosen, and leave T-hat for the next.
 
     T is estimated on ``estimation_dataloader()`` of the data module or the module; on the training data set where there
-    is none. In the run's folder it leaves ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``,
-    the weights that T-hat comes from, which the module has from here on.
+    is none. In the run's folder it leaves ``transition.npy``, ``.csv`` and ``.png``, with replicates
+    ``transition_standard_error.npy``, and ``stage_one.ckpt``, the weights that T-hat comes from, which the module has
+    from here on. It warns of classes that noisy labels cannot tell apart.
 
     Args:
         estimator: Makes the estimator from the number of classes.
@@ -86,19 +89,30 @@ class EstimationPhase(Phase):
         estimator = self.estimator(fit.num_classes)
         transition = within_fit.estimate(fit.trainer, fit.module, loader, estimator, self.predict, self.feature_layer)
         fit.memory.transition = transition
+        error = estimator.standard_error()
+        fit.memory.standard_error = fit.trainer.strategy.broadcast(None if error is None else error.cpu())
+        counts = fit.trainer.strategy.reduce(estimator.class_counts.clone(), reduce_op="sum").cpu()
         examples = f"{len(loader.dataset):,} examples"  # type: ignore[arg-type]
-        self._publish(fit, transition, f"{type(estimator).__name__}, {chosen.origin}, {examples}")
-        found = doubt(transition, estimator.class_counts.cpu(), chosen.accuracy)
+        self._publish(fit, f"{type(estimator).__name__}, {chosen.origin}, {examples}")
+        found = doubt(transition, counts, chosen.accuracy)
         if found is not None:
             rank_zero_warn(
                 f"T-hat contradicts the evidence: {found}; estimate it from weights that fit the noisy labels neither"
                 " too little nor by heart (monitor, stage_one_epochs), or with another estimator."
             )
+        elif fit.trainer.is_global_zero:
+            names = internals.data_attribute(fit.trainer, "class_names")
+            unnamed = names_warning(transition, counts, names)
+            if unnamed is not None:
+                rank_zero_warn(unnamed)
 
-    def _publish(self, fit: Fit, transition: Tensor, source: str) -> None:
-        trainer = fit.trainer
+    def _publish(self, fit: Fit, source: str) -> None:
+        trainer, transition, standard_error = fit.trainer, fit.memory.transition, fit.memory.standard_error
+        assert transition is not None
         true = internals.data_attribute(trainer, "transition")
         error = "" if true is None else f"; relative L1 error {relative_l1_error(transition, true.cpu()):.4f}"
+        if standard_error is not None:
+            error += f"; {expected_l1_error(standard_error):.4f} expected by its standard errors"
         saved = ""
         if not internals.dev_batches(trainer):
             folder = run_folder(trainer)
@@ -106,7 +120,9 @@ class EstimationPhase(Phase):
             trainer.save_checkpoint(self.checkpoint, weights_only=True)
             names = internals.data_attribute(trainer, "class_names")
             if trainer.is_global_zero:
-                publish_transition(transition, true, folder, trainer.loggers, trainer.global_step, names)
+                publish_transition(
+                    transition, true, folder, trainer.loggers, trainer.global_step, names, standard_error
+                )
             saved = f"; saved in {folder}"
         rank_zero_info(f"T estimated ({source}){error}{saved}.")
 
