@@ -11,7 +11,15 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators import AnchorEstimator, EstimatorFactory
 from noisylightning.estimators.within_fit import Predict
-from noisylightning.phases import CorrectionPhase, EstimationPhase, NoisyLabelsPhase, RunPhases
+from noisylightning.phases import (
+    CorrectionPhase,
+    EstimationPhase,
+    FoldsPhase,
+    NoisyLabelsPhase,
+    Plan,
+    RefinementPhase,
+    RunPhases,
+)
 from noisylightning.phases.estimation import predict_first_two
 
 
@@ -54,6 +62,11 @@ class EstimateTransitionCallback(RunPhases):
         predict: Maps ``(module, batch)`` to ``(logits, noisy labels)``; by default ``module(batch[0]), batch[1]``.
         feature_layer: Name in ``module.named_modules()`` of the layer whose input are the features, for an estimator
             that needs them; by default the last ``nn.Linear``.
+        folds: Number of parts of the data, each predicted by a network that was trained without it, for estimators that
+            need predictions of samples the network does not know; by default 2 if there are rounds, else none.
+        rounds: How often T-hat is put into the loss of such networks and refined by them; by default as often as the
+            estimator asks for.
+        round_epochs: Epochs of a round; by default a fifth of stage one's.
 
     Attributes:
         stage: 1 or 2.
@@ -85,14 +98,19 @@ class EstimateTransitionCallback(RunPhases):
         loss_attribute: str = "correction",
         predict: Predict = predict_first_two,
         feature_layer: str | None = None,
+        folds: int | None = None,
+        rounds: int | None = None,
+        round_epochs: int | None = None,
     ) -> None:
         if not (correction is None or isinstance(correction, Correction)):
             raise BadType(
                 f"correction must be a Correction, for example ForwardCorrection(num_classes=10), got {correction!r}."
             )
-        self._estimation = EstimationPhase(estimator, predict, feature_layer)
+        plan = Plan(folds, rounds, round_epochs)
+        self._estimation = EstimationPhase(estimator, predict, feature_layer, plan)
         noisy_labels = NoisyLabelsPhase(stage_one_epochs, stage_one_steps, patience, estimate_from, monitor, mode)
-        super().__init__([noisy_labels, self._estimation, CorrectionPhase(reinit)])
+        parts = FoldsPhase(plan, predict), self._estimation, RefinementPhase(plan, predict)
+        super().__init__([noisy_labels, *parts, CorrectionPhase(reinit)])
         self.stage_one_epochs = stage_one_epochs
         self.stage_one_steps = stage_one_steps
         self.patience = patience
@@ -105,6 +123,9 @@ class EstimateTransitionCallback(RunPhases):
         self.loss_attribute = loss_attribute
         self.predict = predict
         self.feature_layer = feature_layer
+        self.folds = folds
+        self.rounds = rounds
+        self.round_epochs = round_epochs
         self._criterion_called: Callable[[], bool] | None = None  # of a module that got its correction from here
 
     @property

@@ -30,6 +30,7 @@ class TransitionEstimator(Metric):
     Attributes:
         needs: What the estimator needs beyond probabilities and noisy labels: of ``"features"``, ``"clean_labels"``
             and ``"held_out"``, predictions of samples that the network was trained without.
+        rounds: How often a fit that says nothing else is to refine T-hat with networks that are trained with it.
 
     Raises:
         ValueError: If ``num_classes`` is below 2, or ``replicates`` is 1 or negative, or not 0 for an estimator that
@@ -40,6 +41,7 @@ class TransitionEstimator(Metric):
     higher_is_better = None
     full_state_update = False
     needs: ClassVar[frozenset[str]] = frozenset()
+    rounds: ClassVar[int] = 0
 
     class_counts: Tensor
 

@@ -19,9 +19,9 @@ from noisylightning.predictions.collect import (
     predictions,
     warn_of_randomness,
 )
-from noisylightning.predictions.record import Predictions
+from noisylightning.predictions.record import ROWS, Predictions
 
-__all__ = ["Predict", "collect", "estimate", "estimation_loader", "feed", "rehearse", "warn_of_randomness"]
+__all__ = ["Predict", "collect", "estimate", "estimate_from", "estimation_loader", "feed", "rehearse", "warn_of_randomness"]
 
 
 def estimate(
@@ -50,6 +50,23 @@ def estimate(
         ValueError: If T cannot be estimated from these predictions.
     """
     feed(trainer, module, loader, estimator, predict, feature_layer)
+    transition: Tensor = trainer.strategy.broadcast(estimator.compute().cpu())
+    return transition
+
+
+def estimate_from(trainer: Trainer, record: Predictions, estimator: TransitionEstimator) -> Tensor:
+    """Return T-hat from predictions that every process has all of, on the CPU, the same bits on every process.
+
+    Args:
+        trainer: The trainer of the fit.
+        record: The predictions.
+        estimator: A new estimator.
+    """
+    estimator.distributed_available_fn = lambda: False  # nothing is to be gathered
+    with _together(trainer):
+        check_needs(estimator, record.known)
+        for batch in record.split(ROWS):
+            estimator.update(batch)
     transition: Tensor = trainer.strategy.broadcast(estimator.compute().cpu())
     return transition
 

@@ -60,6 +60,10 @@ class Plan:
         """The parts that there will be; 0 for none."""
         return self.folds or (2 if self.num_rounds else 0)
 
+    def refines(self, fit: Fit) -> bool:
+        """Whether this fit can have rounds: not where no loss takes T, nor in a ``fast_dev_run``."""
+        return bool(self.num_rounds and fit.memory.correction is not None and not internals.dev_batches(fit.trainer))
+
     @property
     def epochs(self) -> int:
         """Epochs of a round."""
