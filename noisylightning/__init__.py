@@ -11,7 +11,7 @@ from noisylightning.corrections import (
     ImportanceReweighting,
     NoCorrection,
 )
-from noisylightning.estimators import AnchorEstimator, TransitionEstimator
+from noisylightning.estimators import AnchorEstimator, ConfidentJointEstimator, DualTEstimator, TransitionEstimator
 from noisylightning.module import NoisyLabelClassifier
 
 __version__ = "0.1.0"
@@ -19,7 +19,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
+    "ConfidentJointEstimator",
     "Correction",
+    "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
     "ForwardCorrection",

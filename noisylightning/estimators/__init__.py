@@ -2,5 +2,14 @@
 
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
+from noisylightning.estimators.confident_joint import ConfidentJointEstimator
+from noisylightning.estimators.dual import DualTEstimator
 
-__all__ = ["AnchorEstimator", "EstimatorFactory", "TransitionEstimator", "check_needs"]
+__all__ = [
+    "AnchorEstimator",
+    "ConfidentJointEstimator",
+    "DualTEstimator",
+    "EstimatorFactory",
+    "TransitionEstimator",
+    "check_needs",
+]

@@ -18,22 +18,26 @@ from noisylightning.atomic import written_whole
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators.anchor import AnchorEstimator
-from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
+from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs, passes
 from noisylightning.models import record_features
 from noisylightning.plotting import draw_transition
 from noisylightning.predictions.collect import known_of, places
-from noisylightning.predictions.record import ROWS, Predictions
+from noisylightning.predictions.record import Predictions
 from noisylightning.transition import relative_l1_error
+
+_ENTRIES = 2**22  # probabilities in a batch of a file
 
 
 class _Feed(BasePredictionWriter):
-    """Feeds the predictions of a pass to an estimator; a writer, since Lightning tells those each sample's place."""
+    """Feeds the predictions of each pass to an estimator; a writer, since Lightning tells those each sample's place."""
 
     def __init__(
         self, estimator: TransitionEstimator, index: Tensor, held_out: Tensor, feature_layer: str | None
     ) -> None:
         super().__init__("batch")
         self.estimator = estimator
+        self.passes = passes(estimator, len(index))
+        self.take = next(self.passes, None)  # None after the last pass
         self.index, self.held_out = index, held_out
         self.feature_layer = feature_layer
         self.transition: Tensor | None = None
@@ -80,7 +84,8 @@ class _Feed(BasePredictionWriter):
             if correction.needs_features:
                 of_samples["features"] = self._features_of_transition(len(prediction))
             found = replace(found, logits=correction.noisy_log_posterior(found.logits, **of_samples))
-        self.estimator.update(found)
+        assert self.take is not None
+        self.take(found)
 
     def _places(self, drawn: Sequence[int] | None, prediction: Tensor) -> dict[str, Tensor]:
         if drawn is None or len(drawn) != len(prediction):  # not one row a sample, or a loader that hides its samples
@@ -90,7 +95,10 @@ class _Feed(BasePredictionWriter):
         return {name: value.to(prediction.device) for name, value in places.items()}
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
+        self.recording.close()
+        self.take = next(self.passes, None)
+        if self.take is None:
+            self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
 
 
 def estimate_with_trainer(
@@ -138,7 +146,8 @@ def estimate_with_trainer(
     feed = _Feed(made, index, held_out, feature_layer)
     internals.callbacks(trainer).append(feed)
     try:
-        trainer.predict(model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
+        while feed.take is not None:
+            trainer.predict(model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
     finally:
         internals.callbacks(trainer).remove(feed)
         feed.recording.close()
@@ -172,8 +181,9 @@ def estimate_from_predictions(
     loaded = Predictions.load(predictions)
     made = estimator(loaded.num_classes)
     check_needs(made, loaded.known)
-    for batch in loaded.split(ROWS):
-        made.update(batch)
+    for take in passes(made, len(loaded)):
+        for batch in loaded.split(max(1, _ENTRIES // loaded.num_classes)):
+            take(batch)
     transition: Tensor = made.compute()
     _save(transition, output, None, len(loaded))
     return transition

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noisylightning.errors import NotReady
-from noisylightning.estimators.base import TransitionEstimator, check_needs
+from noisylightning.estimators.base import TransitionEstimator, check_needs, passes
 from noisylightning.models import record_features, require_logits
 from noisylightning.predictions.collect import (
     Predict,
@@ -76,20 +76,21 @@ def feed(
         ValueError: If the estimator needs what the pass does not give, or the predictions are none.
     """
     estimator.to(module.device)
-    failure: Exception | None = None
-    try:
-        check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
-        with inference(trainer, module), ExitStack() as recording:
-            features = None
-            if "features" in estimator.needs:
-                features = recording.enter_context(record_features(module, feature_layer))
-            for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
-                estimator.update(batch)
-    except Exception as error:
-        failure = error
-    # The collectives that follow are reached by all processes or by none.
-    if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
-        raise failure or NotReady("T could not be estimated: another process failed; see its message.")
+    for take in passes(estimator, len(loader.dataset)):  # type: ignore[arg-type]
+        failure: Exception | None = None
+        try:
+            check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
+            with inference(trainer, module), ExitStack() as recording:
+                features = None
+                if "features" in estimator.needs:
+                    features = recording.enter_context(record_features(module, feature_layer))
+                for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
+                    take(batch)
+        except Exception as error:
+            failure = error
+        # The collectives that follow are reached by all processes or by none.
+        if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
+            raise failure or NotReady("T could not be estimated: another process failed; see its message.")
 
 
 def rehearse(

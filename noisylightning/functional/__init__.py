@@ -3,6 +3,8 @@
 from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.checks import validate_target
+from noisylightning.functional.confident_joint import confident_joint_transition
+from noisylightning.functional.dual import dual_transition
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
 from noisylightning.functional.losses import (
     early_learning_regularization,
@@ -33,6 +35,8 @@ __all__ = [
     "backward_cross_entropy",
     "bi_tempered_loss",
     "clean_log_posterior",
+    "confident_joint_transition",
+    "dual_transition",
     "early_learning_regularization",
     "expectation",
     "focal_loss",
