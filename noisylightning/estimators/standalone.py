@@ -24,6 +24,7 @@ from noisylightning.plotting import draw_transition
 from noisylightning.predictions.collect import known_of, places
 from noisylightning.predictions.record import Predictions
 from noisylightning.transition import relative_l1_error
+from noisylightning.transition_files import save_sparse
 
 _ENTRIES = 2**22  # probabilities in a batch of a file
 
@@ -120,7 +121,8 @@ def estimate_with_trainer(
         model: A module whose ``predict_step`` returns p(clean | x), or p(noisy | x) where it has no correction.
         datamodule: Data module with an ``estimation_dataloader()`` and ``num_classes``.
         ckpt_path: Checkpoint to load; the weights as they are where it is left out.
-        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it. A sparse T-hat goes into a ``.npz``
+            file of that name.
         estimator: Makes the estimator from the number of classes.
         weights_only: Whether the checkpoint may hold plain data only.
         feature_layer: Name in ``model.named_modules()`` of the layer whose input are the features, for an estimator
@@ -167,7 +169,8 @@ def estimate_from_predictions(
     Args:
         predictions: A ``.npz`` or ``.parquet`` file: ``probs``, p(noisy | x) of shape (N, C), or ``log_probs``; and
             ``noisy_labels``; see :class:`~noisylightning.predictions.Predictions`.
-        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it. A sparse T-hat goes into a ``.npz``
+            file of that name.
         estimator: Makes the estimator from the number of classes.
 
     Returns:
@@ -196,9 +199,13 @@ def _checked_output(output: str | Path) -> Path:
 
 
 def _save(transition: Tensor, output: Path, true: Tensor | None, num_examples: int) -> None:
-    with written_whole(output) as path:
-        np.save(path, transition.numpy(), allow_pickle=False)
-    with written_whole(output.with_suffix(".png")) as path:
-        draw_transition(transition, title="estimated T")[0].savefig(path, dpi=150)
+    if transition.layout != torch.strided:
+        output = output.with_suffix(".npz")
+        save_sparse(transition, output)
+    else:
+        with written_whole(output) as path:
+            np.save(path, transition.numpy(), allow_pickle=False)
+        with written_whole(output.with_suffix(".png")) as path:
+            draw_transition(transition, title="estimated T")[0].savefig(path, dpi=150)
     error = "" if true is None else f"; relative L1 error {relative_l1_error(transition, true.cpu()):.4f}"
     rank_zero_info(f"T estimated from {num_examples:,} examples{error}; saved as {output}.")

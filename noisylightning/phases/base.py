@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -50,12 +51,26 @@ class Memory:
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         chosen = None if self.chosen is None else dict(vars(self.chosen))
-        return {"seed": self.seed, "start": self.start, "chosen": chosen, "transition": self.transition}
+        return {"seed": self.seed, "start": self.start, "chosen": chosen, "transition": _parts(self.transition)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it up from plain data."""
-        self.seed, self.start, self.transition = state["seed"], state["start"], state["transition"]
+        self.seed, self.start, self.transition = state["seed"], state["start"], _joined(state["transition"])
         self.chosen = None if state["chosen"] is None else Chosen(**state["chosen"])
+
+
+def _parts(transition: Tensor | None) -> Any:
+    """Take a sparse T-hat apart: torch warns of one that it loads with ``weights_only``."""
+    if transition is None or transition.layout == torch.strided:
+        return transition
+    return {"indices": transition.indices(), "values": transition.values(), "size": tuple(transition.shape)}
+
+
+def _joined(saved: Any) -> Tensor | None:
+    """Undo :func:`_parts`."""
+    if not isinstance(saved, dict):
+        return saved
+    return torch.sparse_coo_tensor(**saved, check_invariants=True).coalesce()
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """T-hat without a fit: from a checkpoint, and from a file of predictions."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from toy import Mixed, ToyData, classifier, trainer
+from toy import Mixed, ToyData, classifier, trainer, uncorrected
 
-from noisylightning import AnchorEstimator, EstimateTransitionCallback, ForwardCorrection
+from noisylightning import AnchorEstimator, ConfidentJointEstimator, EstimateTransitionCallback, ForwardCorrection
 from noisylightning.cli import main
 from noisylightning.estimators.standalone import estimate_from_predictions, estimate_with_trainer
 from noisylightning.predictions import Predictions
+from noisylightning.transition import SparseTransition, load_transition
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +164,34 @@ def test_what_is_no_prediction_is_refused(run, tmp_path):
     model.predict_step = lambda batch, batch_idx: [1.0]
     with pytest.raises(TypeError, match=r"predict_step returns, .* but it returned a list"):
         estimate_with_trainer(run, model, ToyData(), None, tmp_path / "T.npy")
+
+
+@pytest.mark.parametrize("estimator", [AnchorEstimator, ConfidentJointEstimator])
+def test_two_passes_give_what_one_gives(table, run, tmp_path, estimator, monkeypatch):
+    data = ToyData()
+    data.train_index = torch.arange(48)
+    model = uncorrected()
+    trainer(tmp_path, max_epochs=6).fit(model, data)
+    _, probs, labels = table
+    Predictions.from_probs(probs, labels, held_out=torch.ones(200, dtype=torch.bool)).save(tmp_path / "held_out.npz")
+
+    def both():
+        return (
+            estimate_with_trainer(run, model, data, None, tmp_path / "T.npy", estimator),
+            estimate_from_predictions(tmp_path / "held_out.npz", tmp_path / "T.npy", estimator),
+        )
+
+    one = both()
+    for module in ("anchor", "confident_joint"):
+        monkeypatch.setattr(f"noisylightning.estimators.{module}.LARGEST_KEPT", 1)
+    for first, second in zip(one, both(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_sparse_estimate_is_saved_as_such(table, tmp_path):
+    _, probs, labels = table
+    Predictions.from_probs(probs, labels, held_out=torch.ones(200, dtype=torch.bool)).save(tmp_path / "held_out.npz")
+    estimator = partial(ConfidentJointEstimator, max_entries=2)
+    found = estimate_from_predictions(tmp_path / "held_out.npz", tmp_path / "T.npy", estimator)
+    assert torch.equal(load_transition(tmp_path / "T.npz").to_dense(), found.to_dense())
+    assert isinstance(ForwardCorrection(str(tmp_path / "T.npz")).T, SparseTransition)
