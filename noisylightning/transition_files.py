@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,11 +26,13 @@ def publish_transition(
 ) -> None:
     """Save T-hat as ``transition.npy``, ``.csv`` and ``.png``, and send the picture to loggers that take one.
 
-    :func:`~noisylightning.transition.load_transition` reads both the ``.npy`` and the ``.csv``, in which classes that
-    have names are named: the noisy ones in the first row, the clean ones in the first column.
+    A sparse T-hat, of too many classes for table and picture, is saved as ``transition.npz`` alone.
+
+    :func:`~noisylightning.transition.load_transition` reads the ``.npy``, the ``.npz`` and the ``.csv``, in which
+    classes that have names are named: the noisy ones in the first row, the clean ones in the first column.
 
     Args:
-        transition: T-hat of shape ``(C, C)``.
+        transition: T-hat of shape ``(C, C)``, dense or sparse.
         true: The true T, drawn beside it; None where it is not known.
         folder: Where the files go.
         loggers: Lightning loggers; those of TensorBoard and Weights & Biases kind get the picture.
@@ -45,6 +48,9 @@ def publish_transition(
         ['transition.csv', 'transition.npy', 'transition.png']
     """
     folder = Path(folder)
+    if transition.layout != torch.strided:
+        save_sparse(transition, folder / "transition.npz")
+        return
     values = transition.cpu().numpy()
     with written_whole(folder / "transition.npy") as path:
         np.save(path, values, allow_pickle=False)
@@ -61,6 +67,21 @@ def publish_transition(
             logger.log_image("transition", [str(folder / "transition.png")], step=step)
         elif hasattr(getattr(logger, "experiment", None), "add_figure"):
             logger.experiment.add_figure("transition", figure, step)
+
+
+def save_sparse(transition: Tensor, path: Path) -> None:
+    """Write a sparse T as a ``.npz`` file of :mod:`scipy.sparse`.
+
+    Args:
+        transition: T, ``(C, C)``, in any sparse layout of torch.
+        path: The file, whose name ends in ``.npz``.
+    """
+    from scipy.sparse import coo_matrix, save_npz  # type: ignore[import-untyped]  # takes long, and few need it
+
+    entries = transition.cpu().to_sparse(layout=torch.sparse_coo).coalesce()
+    matrix = coo_matrix((entries.values().numpy(), entries.indices().numpy()), shape=tuple(entries.shape))
+    with written_whole(path) as temporary:
+        save_npz(temporary, matrix)
 
 
 def _table(values: NDArray[Any], class_names: Sequence[str] | None) -> str:

@@ -66,3 +66,12 @@ def test_loggers_of_pictures_get_one(tmp_path, estimate, true):
     picture = tmp_path / "transition.png"
     assert seen == [("transition", [str(picture)], 7), ("transition", true is not None, 7)]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sparse_transition_is_a_file_of_its_own(tmp_path):
+    publish_transition(symmetric(3, 0.2).to_sparse(), None, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["transition.npz"]
+    assert load_transition(tmp_path / "transition.npz").to_dense().equal(symmetric(3, 0.2))
+    np.savez(tmp_path / "other.npz", probs=np.eye(3))
+    with pytest.raises(ValueError, match=r"no sparse transition matrix in .*other\.npz"):
+        load_transition(tmp_path / "other.npz")

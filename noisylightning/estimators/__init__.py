@@ -2,5 +2,16 @@
 
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
+from noisylightning.estimators.confident_joint import ConfidentJointEstimator
+from noisylightning.estimators.consensus import ConsensusEstimator
+from noisylightning.estimators.dual import DualTEstimator
 
-__all__ = ["AnchorEstimator", "EstimatorFactory", "TransitionEstimator", "check_needs"]
+__all__ = [
+    "AnchorEstimator",
+    "ConfidentJointEstimator",
+    "ConsensusEstimator",
+    "DualTEstimator",
+    "EstimatorFactory",
+    "TransitionEstimator",
+    "check_needs",
+]

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from noisylightning.errors import BadValue, UserError
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
-from noisylightning.estimators.clusterability import ClusterabilityEstimator
+
+# from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.confident_joint import ConfidentJointEstimator
 from noisylightning.functional.consensus import most_central
 from noisylightning.functional.names import name_rows
 from noisylightning.predictions.record import Predictions
 
-STARTS: tuple[EstimatorFactory, ...] = (ClusterabilityEstimator, ConfidentJointEstimator, AnchorEstimator)
+STARTS: tuple[EstimatorFactory, ...] = (ConfidentJointEstimator, AnchorEstimator)
 """What speaks where nothing else is said: they fail for different reasons."""
 
 
@@ -60,12 +60,11 @@ class ConsensusEstimator(TransitionEstimator):
         super().__init__(num_classes, **kwargs)
         if not starts:
             raise BadValue("ConsensusEstimator asks several estimators, but starts is empty: name some.")
-        self.starts = torch.nn.ModuleList([make(num_classes) for make in starts])
+        self.starts: list[TransitionEstimator] = [make(num_classes) for make in starts]
         self._left_out: dict[int, str] = {}
 
     def _accumulate(self, batch: Predictions) -> None:
         for place, start in enumerate(self.starts):
-            assert isinstance(start, TransitionEstimator)
             if place in self._left_out:
                 continue
             try:
@@ -78,7 +77,6 @@ class ConsensusEstimator(TransitionEstimator):
         """Return the T-hat that the others are nearest to, ``(C, C)``."""
         found: list[Tensor] = []
         for place, start in enumerate(self.starts):
-            assert isinstance(start, TransitionEstimator)
             try:
                 if place in self._left_out:
                     raise BadValue(self._left_out[place])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noisylightning.errors import BadValue, NotReady
-from noisylightning.estimators.base import TransitionEstimator, check_needs
+from noisylightning.estimators.base import TransitionEstimator, check_needs, passes
 from noisylightning.models import record_features, require_logits
 from noisylightning.predictions.collect import (
     Predict,
@@ -21,7 +21,16 @@ from noisylightning.predictions.collect import (
 )
 from noisylightning.predictions.record import ROWS, Predictions
 
-__all__ = ["Predict", "collect", "estimate", "estimate_from", "estimation_loader", "feed", "rehearse", "warn_of_randomness"]
+__all__ = [
+    "Predict",
+    "collect",
+    "estimate",
+    "estimate_from",
+    "estimation_loader",
+    "feed",
+    "rehearse",
+    "warn_of_randomness",
+]
 
 
 def estimate(
@@ -65,8 +74,9 @@ def estimate_from(trainer: Trainer, record: Predictions, estimator: TransitionEs
     estimator.distributed_available_fn = lambda: False  # nothing is to be gathered
     with _together(trainer):
         check_needs(estimator, record.known)
-        for batch in record.split(ROWS):
-            estimator.update(batch)
+        for take in passes(estimator, len(record)):
+            for batch in record.split(ROWS):
+                take(batch)
     transition: Tensor = trainer.strategy.broadcast(estimator.compute().cpu())
     return transition
 
@@ -95,14 +105,15 @@ def feed(
         ValueError: If the estimator needs what the pass does not give, or the predictions are none.
     """
     estimator.to(module.device)
-    with _together(trainer):
-        check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
-        with inference(trainer, module), ExitStack() as recording:
-            features = None
-            if "features" in estimator.needs:
-                features = recording.enter_context(record_features(module, feature_layer))
-            for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
-                estimator.update(batch)
+    for take in passes(estimator, len(loader.dataset)):  # type: ignore[arg-type]
+        with _together(trainer):
+            check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
+            with inference(trainer, module), ExitStack() as recording:
+                features = None
+                if "features" in estimator.needs:
+                    features = recording.enter_context(record_features(module, feature_layer))
+                for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
+                    take(batch)
 
 
 def collect(

@@ -3,6 +3,8 @@
 from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.checks import validate_target
+from noisylightning.functional.confident_joint import confident_joint_transition
+from noisylightning.functional.dual import dual_transition
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
 from noisylightning.functional.losses import (
     early_learning_regularization,
@@ -42,7 +44,9 @@ __all__ = [
     "bi_tempered_loss",
     "clean_log_posterior",
     "clean_priors",
+    "confident_joint_transition",
     "decide_names",
+    "dual_transition",
     "early_learning_regularization",
     "exchangeable",
     "expectation",

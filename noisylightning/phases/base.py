@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -90,13 +91,28 @@ class Memory:
         state = {name: value for name, value in vars(self).items() if name != "correction"}
         state["chosen"] = None if self.chosen is None else dict(vars(self.chosen))
         state["candidates"] = [dict(vars(candidate)) for candidate in self.candidates]
-        return state
+        return state | {"transition": _parts(self.transition)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it up from plain data."""
         vars(self).update(state)
+        self.transition = _joined(state["transition"])
         self.chosen = None if state["chosen"] is None else Chosen(**state["chosen"])
         self.candidates = [Candidate(**candidate) for candidate in state["candidates"]]
+
+
+def _parts(transition: Tensor | None) -> Any:
+    """Take a sparse T-hat apart: torch warns of one that it loads with ``weights_only``."""
+    if transition is None or transition.layout == torch.strided:
+        return transition
+    return {"indices": transition.indices(), "values": transition.values(), "size": tuple(transition.shape)}
+
+
+def _joined(saved: Any) -> Tensor | None:
+    """Undo :func:`_parts`."""
+    if not isinstance(saved, dict):
+        return saved
+    return torch.sparse_coo_tensor(**saved, check_invariants=True).coalesce()
 
 
 @dataclass(frozen=True)

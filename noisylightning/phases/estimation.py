@@ -101,7 +101,7 @@ class EstimationPhase(Phase):
 
     def _estimators(self, fit: Fit) -> list[TransitionEstimator]:
         made = self.estimator(fit.num_classes)
-        return list(made.starts) if isinstance(made, ConsensusEstimator) else [made]  # type: ignore[arg-type]
+        return list(made.starts) if isinstance(made, ConsensusEstimator) else [made]
 
     def begin(self, fit: Fit) -> None:
         """Estimate T."""

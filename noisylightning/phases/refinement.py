@@ -7,12 +7,13 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from noisylightning import internals
+from noisylightning.errors import UserError
 from noisylightning.functional.bootstrap import standard_deviation
 from noisylightning.functional.consensus import paired_gain
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
 from noisylightning.functional.names import name_rows
 from noisylightning.phases.base import Candidate, Fit
-from noisylightning.phases.folds import FoldsPhase, whole
+from noisylightning.phases.folds import FoldsPhase
 from noisylightning.phases.report import report
 
 _SURE = 2.0  # standard errors by which T must foretell labels better than the identity
@@ -99,36 +100,59 @@ class RefinementPhase(FoldsPhase):
         return more and not self.is_skipped(fit)
 
     def _judge(self, fit: Fit) -> None:
-        """Say how well the running candidate foretells the labels, and refine it."""
+        """Refine the running candidate, and say how well it then foretells the labels."""
         memory, candidate = fit.memory, self._candidate(fit)
-        record = whole(memory.out_of_fold)
-        candidate.log_likelihood = log_likelihood(record.logits, record.noisy_labels, candidate.transition)
-        candidate.weights = self._trained
-        self._trained = []
+        candidate.weights, self._trained = self._trained, []
         if candidate.is_identity:
+            parts = [
+                log_likelihood(part["logits"], part["noisy_labels"], candidate.transition)
+                for part in memory.out_of_fold
+            ]
+            candidate.log_likelihood = torch.cat(parts)
             return
-        last = self._round == self.plan.num_rounds
-        replicates = _REPLICATES if last and _REPLICATES * candidate.transition.numel() <= _MAX_REPLICATED else 0
-        refined = maximize(
-            expected_counts(record.logits, record.noisy_labels, candidate.transition, record.index, replicates)
-        )
-        candidate.transition = refined[0].float()
-        candidate.standard_error = standard_deviation(refined[1:]).float() if replicates else None
+        try:
+            self._refine(memory.out_of_fold, candidate)
+        except UserError as error:
+            candidate.log_likelihood, candidate.weights = None, []
+            rank_zero_info(f"Round {self._round}, {candidate.name} is left out: {error}")
+            return
         gain, error = _gain(candidate, memory.candidates)
-        better = f"{gain:+.4f} ± {error:.4f}"
-        rank_zero_info(f"Round {self._round}, {candidate.name}: log-likelihood a label {better} against no T.")
+        rank_zero_info(
+            f"Round {self._round}, {candidate.name}: log-likelihood of a held-out label {gain:+.4f} ± {error:.4f}"
+            " against no T."
+        )
         best = _best(memory.candidates)
         for place, other in enumerate(memory.candidates):  # only one goes on
             if place not in (0, best):
                 other.weights = []
 
+    def _refine(self, parts: list[dict[str, Tensor]], candidate: Candidate) -> None:
+        """Take a step of expectation maximisation; each part is judged by the T that the others make."""
+        transition = candidate.transition
+        last = self._round == self.plan.num_rounds
+        replicates = _REPLICATES if last and _REPLICATES * transition.numel() <= _MAX_REPLICATED else 0
+        counts = [
+            expected_counts(part["logits"], part["noisy_labels"], transition, part["index"], replicates)
+            for part in parts
+        ]
+        total = sum(counts[1:], counts[0])
+        others = [maximize((total - own)[0]) for own in counts]
+        candidate.log_likelihood = torch.cat(
+            [
+                log_likelihood(part["logits"], part["noisy_labels"], other)
+                for part, other in zip(parts, others, strict=True)
+            ]
+        )
+        refined = maximize(total)
+        candidate.transition = refined[0].float()
+        candidate.standard_error = standard_deviation(refined[1:]).float() if replicates else None
+
     def _choose(self, fit: Fit) -> None:
         memory = fit.memory
+        labels = torch.cat([part["noisy_labels"] for part in memory.out_of_fold])
+        counts = labels.bincount(minlength=fit.num_classes)
         best = memory.candidates[_best(memory.candidates)]
-        gain, error = _gain(best, memory.candidates)
-        counts = torch.cat([part["noisy_labels"] for part in memory.out_of_fold]).bincount(
-            minlength=len(best.transition)
-        )
+        gain, error = (-1.0, 0.0) if best.log_likelihood is None else _gain(best, memory.candidates)
         evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against no T"
         if gain > _SURE * error:
             order = name_rows(best.transition)
@@ -136,13 +160,14 @@ class RefinementPhase(FoldsPhase):
             memory.standard_error = None if best.standard_error is None else best.standard_error[order]
             report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts)
         else:
-            memory.transition, memory.standard_error = torch.eye(len(best.transition)), None
-            rank_zero_warn(
-                f"No T-hat foretells held-out labels better than none ({best.name}: {evidence}), so T stays the"
-                " identity and the loss is not corrected: train for longer (stage_one_epochs, round_epochs), or choose"
-                " an estimator with rounds=0 to correct all the same."
-            )
+            found = "each was left out" if best.log_likelihood is None else f"{best.name}: {evidence}"
+            memory.transition, memory.standard_error = torch.eye(fit.num_classes), None
             report(fit, "the identity", counts)
+            rank_zero_warn(
+                f"No T-hat foretells held-out labels better than none ({found}), so T stays the identity and the loss"
+                " is not corrected: train for longer (stage_one_epochs, round_epochs), or choose an estimator with"
+                " rounds=0 to correct all the same."
+            )
         memory.candidates, memory.out_of_fold, memory.fold_weights = [], [], []
 
     @property

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from toy import Counted, Mixed, ToyData, classifier, trainer
+from toy import Counted, Mixed, ToyData, classifier, trainer, uncorrected
 
-from noisylightning import AnchorEstimator, EstimateTransitionCallback, ForwardCorrection
+from noisylightning import AnchorEstimator, ConfidentJointEstimator, EstimateTransitionCallback, ForwardCorrection
 from noisylightning.cli import main
 from noisylightning.estimators.standalone import estimate_from_predictions, estimate_with_trainer
 from noisylightning.predictions import Predictions
+from noisylightning.transition import SparseTransition, load_transition
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,34 @@ def test_classes_that_cannot_be_told_apart_are_named(tmp_path):
     table.save(tmp_path / "p.npz")
     with pytest.warns(UserWarning, match=r"cannot tell apart 0 and 1, on which up to 100.0 points"):
         estimate_from_predictions(tmp_path / "p.npz", tmp_path / "T.npy")
+
+
+@pytest.mark.parametrize("estimator", [AnchorEstimator, ConfidentJointEstimator])
+def test_two_passes_give_what_one_gives(table, run, tmp_path, estimator, monkeypatch):
+    data = ToyData()
+    data.train_index = torch.arange(48)
+    model = uncorrected()
+    trainer(tmp_path, max_epochs=6).fit(model, data)
+    _, probs, labels = table
+    Predictions.from_probs(probs, labels, held_out=torch.ones(200, dtype=torch.bool)).save(tmp_path / "held_out.npz")
+
+    def both():
+        return (
+            estimate_with_trainer(run, model, data, None, tmp_path / "T.npy", estimator),
+            estimate_from_predictions(tmp_path / "held_out.npz", tmp_path / "T.npy", estimator),
+        )
+
+    one = both()
+    for module in ("anchor", "confident_joint"):
+        monkeypatch.setattr(f"noisylightning.estimators.{module}.LARGEST_KEPT", 1)
+    for first, second in zip(one, both(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_sparse_estimate_is_saved_as_such(table, tmp_path):
+    _, probs, labels = table
+    Predictions.from_probs(probs, labels, held_out=torch.ones(200, dtype=torch.bool)).save(tmp_path / "held_out.npz")
+    estimator = partial(ConfidentJointEstimator, max_entries=2)
+    found = estimate_from_predictions(tmp_path / "held_out.npz", tmp_path / "T.npy", estimator)
+    assert torch.equal(load_transition(tmp_path / "T.npz").to_dense(), found.to_dense())
+    assert isinstance(ForwardCorrection(str(tmp_path / "T.npz")).T, SparseTransition)
