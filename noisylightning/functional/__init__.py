@@ -2,6 +2,7 @@
 
 from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
+from noisylightning.functional.bootstrap import expected_l1_error
 from noisylightning.functional.checks import validate_target
 from noisylightning.functional.confident_joint import confident_joint_transition
 from noisylightning.functional.dual import dual_transition
@@ -50,6 +51,7 @@ __all__ = [
     "early_learning_regularization",
     "exchangeable",
     "expectation",
+    "expected_l1_error",
     "focal_loss",
     "forward_cross_entropy",
     "generalized_cross_entropy",
