@@ -11,7 +11,13 @@ from noisylightning.corrections import (
     ImportanceReweighting,
     NoCorrection,
 )
-from noisylightning.estimators import AnchorEstimator, TransitionEstimator
+from noisylightning.estimators import (
+    AnchorEstimator,
+    ClusterabilityEstimator,
+    CostSensitiveEstimator,
+    SimplexEstimator,
+    TransitionEstimator,
+)
 from noisylightning.module import NoisyLabelClassifier
 
 __version__ = "0.1.0"
@@ -19,7 +25,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
+    "ClusterabilityEstimator",
     "Correction",
+    "CostSensitiveEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
     "ForwardCorrection",
@@ -27,5 +35,6 @@ __all__ = [
     "KnownTransitionCallback",
     "NoCorrection",
     "NoisyLabelClassifier",
+    "SimplexEstimator",
     "TransitionEstimator",
 ]

@@ -1,6 +1,17 @@
-"""Estimators of T from a network's predictions and the noisy labels."""
+"""Estimators of T from a network's predictions, or from features, and the noisy labels."""
 
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
+from noisylightning.estimators.clusterability import ClusterabilityEstimator
+from noisylightning.estimators.cost_sensitive import CostSensitiveEstimator
+from noisylightning.estimators.simplex import SimplexEstimator
 
-__all__ = ["AnchorEstimator", "EstimatorFactory", "TransitionEstimator", "check_needs"]
+__all__ = [
+    "AnchorEstimator",
+    "ClusterabilityEstimator",
+    "CostSensitiveEstimator",
+    "EstimatorFactory",
+    "SimplexEstimator",
+    "TransitionEstimator",
+    "check_needs",
+]
