@@ -13,9 +13,12 @@ from noisylightning.corrections import (
 )
 from noisylightning.estimators import (
     AnchorEstimator,
+    ClusterabilityEstimator,
     ConfidentJointEstimator,
     ConsensusEstimator,
+    CostSensitiveEstimator,
     DualTEstimator,
+    SimplexEstimator,
     TransitionEstimator,
 )
 from noisylightning.module import NoisyLabelClassifier
@@ -25,9 +28,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
+    "ClusterabilityEstimator",
     "ConfidentJointEstimator",
     "ConsensusEstimator",
     "Correction",
+    "CostSensitiveEstimator",
     "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
@@ -36,5 +41,6 @@ __all__ = [
     "KnownTransitionCallback",
     "NoCorrection",
     "NoisyLabelClassifier",
+    "SimplexEstimator",
     "TransitionEstimator",
 ]

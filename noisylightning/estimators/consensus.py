@@ -16,7 +16,7 @@ from noisylightning.functional.consensus import most_central
 from noisylightning.functional.names import name_rows
 from noisylightning.predictions.record import Predictions
 
-STARTS: tuple[EstimatorFactory, ...] = (ConfidentJointEstimator, AnchorEstimator)
+STARTS: tuple[EstimatorFactory, ...] = (ClusterabilityEstimator, ConfidentJointEstimator, AnchorEstimator)
 """What speaks where nothing else is said: they fail for different reasons."""
 
 
