@@ -11,7 +11,7 @@ from noisylightning.corrections import (
     ImportanceReweighting,
     NoCorrection,
 )
-from noisylightning.estimators import AnchorEstimator, TransitionEstimator
+from noisylightning.estimators import AnchorEstimator, CrowdEstimator, TransitionEstimator, TrustedDataEstimator
 from noisylightning.module import NoisyLabelClassifier
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
     "Correction",
+    "CrowdEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
     "ForwardCorrection",
@@ -28,4 +29,5 @@ __all__ = [
     "NoCorrection",
     "NoisyLabelClassifier",
     "TransitionEstimator",
+    "TrustedDataEstimator",
 ]

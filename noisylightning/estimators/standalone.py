@@ -21,7 +21,7 @@ from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
 from noisylightning.models import record_features
 from noisylightning.plotting import draw_transition
-from noisylightning.predictions.collect import known_of, places
+from noisylightning.predictions.collect import known_of, places, trusted_places
 from noisylightning.predictions.record import ROWS, Predictions
 from noisylightning.transition import relative_l1_error
 
@@ -30,11 +30,14 @@ class _Feed(BasePredictionWriter):
     """Feeds the predictions of a pass to an estimator; a writer, since Lightning tells those each sample's place."""
 
     def __init__(
-        self, estimator: TransitionEstimator, index: Tensor, held_out: Tensor, feature_layer: str | None
+        self,
+        estimator: TransitionEstimator,
+        places: list[dict[str, Tensor]],
+        feature_layer: str | None,
     ) -> None:
         super().__init__("batch")
         self.estimator = estimator
-        self.index, self.held_out = index, held_out
+        self.places = places  # what is known of each sample, for each loader; the second is that of the trusted samples
         self.feature_layer = feature_layer
         self.transition: Tensor | None = None
         self.recording = ExitStack()
@@ -69,11 +72,13 @@ class _Feed(BasePredictionWriter):
                 f"T is estimated from what {type(pl_module).__name__}.predict_step returns, p(noisy | x) of shape"
                 f" (N, C), but it returned a {type(prediction).__name__}."
             )
-        known = self._places(batch_indices, prediction)
+        known, labels = self._known(batch_indices, prediction, dataloader_idx), batch[1]
+        if dataloader_idx:
+            known["clean_labels"], labels = labels, known.pop("noisy_labels")
         if "features" in self.estimator.needs:
             features = self._features(len(prediction))
             known["features"] = features if features.dtype == torch.float64 else features.float()
-        found = Predictions.from_probs(prediction, batch[1], **known)
+        found = Predictions.from_probs(prediction, labels, **known)
         correction = self._correction
         if correction is not None:  # the network speaks of clean classes, the labels are noisy
             of_samples = {"index": found.index} if (found.index >= 0).all() else {}
@@ -82,12 +87,12 @@ class _Feed(BasePredictionWriter):
             found = replace(found, logits=correction.noisy_log_posterior(found.logits, **of_samples))
         self.estimator.update(found)
 
-    def _places(self, drawn: Sequence[int] | None, prediction: Tensor) -> dict[str, Tensor]:
+    def _known(self, drawn: Sequence[int] | None, prediction: Tensor, loader: int) -> dict[str, Tensor]:
         if drawn is None or len(drawn) != len(prediction):  # not one row a sample, or a loader that hides its samples
-            return {"index": prediction.new_full((len(prediction),), -1, dtype=torch.long)}
+            unknown = prediction.new_full((len(prediction),), -1, dtype=torch.long)
+            return {"index": unknown, "noisy_labels": unknown} if loader else {"index": unknown}
         chosen = torch.as_tensor(drawn)
-        places = {"index": self.index[chosen], "held_out": self.held_out[chosen]}
-        return {name: value.to(prediction.device) for name, value in places.items()}
+        return {name: value[chosen].to(prediction.device) for name, value in self.places[loader].items()}
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
@@ -135,16 +140,22 @@ def estimate_with_trainer(
     index, held_out = places(datamodule, loader.dataset)
     made = estimator(datamodule.num_classes)
     check_needs(made, known_of(datamodule, loader.dataset))
-    feed = _Feed(made, index, held_out, feature_layer)
+    loaders, known = [loader], [{"index": index, "held_out": held_out}]
+    if "clean_labels" in made.needs:
+        loaders.append(datamodule.trusted_dataloader())
+        index, noisy_labels = trusted_places(datamodule, loaders[1].dataset, loader.dataset)
+        held_out = torch.ones(len(index), dtype=torch.bool)
+        known.append({"index": index, "held_out": held_out, "noisy_labels": noisy_labels})
+    feed = _Feed(made, known, feature_layer)
     internals.callbacks(trainer).append(feed)
     try:
-        trainer.predict(model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
+        trainer.predict(model, loaders, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
     finally:
         internals.callbacks(trainer).remove(feed)
         feed.recording.close()
     assert feed.transition is not None
     if trainer.is_global_zero:
-        _save(feed.transition, output, getattr(datamodule, "transition", None), len(index))
+        _save(feed.transition, output, getattr(datamodule, "transition", None), sum(len(part["index"]) for part in known))
     return feed.transition
 
 

@@ -1,6 +1,7 @@
 """T-hat within a fit: the network runs over the estimation data, and an estimator over its predictions."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -16,10 +17,22 @@ from noisylightning.predictions.collect import (
     inference,
     known_of,
     predictions,
+    predictions_of_trusted,
+    trusted_loader,
     warn_of_randomness,
 )
+from noisylightning.predictions.gather import gather
+from noisylightning.predictions.record import Predictions
 
-__all__ = ["Predict", "estimate", "estimation_loader", "feed", "rehearse", "warn_of_randomness"]
+__all__ = [
+    "Predict",
+    "estimate",
+    "estimation_loader",
+    "feed",
+    "rehearse",
+    "trusted_predictions",
+    "warn_of_randomness",
+]
 
 
 def estimate(
@@ -59,8 +72,11 @@ def feed(
     estimator: TransitionEstimator,
     predict: Predict,
     feature_layer: str | None = None,
+    rehearsal: bool = False,
 ) -> None:
     """Run the network over the loader, and the estimator over its predictions; an error on one process ends them all.
+
+    An estimator that needs clean labels is fed with the data module's trusted samples afterwards.
 
     Args:
         trainer: The trainer of the fit.
@@ -70,14 +86,14 @@ def feed(
         predict: Maps the module and a batch to logits and noisy labels.
         feature_layer: Name in the module of the layer whose input are the features, for an estimator that needs them;
             by default the last ``nn.Linear``.
+        rehearsal: Whether only the first batch of the trusted samples is read.
 
     Raises:
         RuntimeError: If another process failed.
         ValueError: If the estimator needs what the pass does not give, or the predictions are none.
     """
     estimator.to(module.device)
-    failure: Exception | None = None
-    try:
+    with _all_or_none(trainer):
         check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
         with inference(trainer, module), ExitStack() as recording:
             features = None
@@ -85,9 +101,57 @@ def feed(
                 features = recording.enter_context(record_features(module, feature_layer))
             for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
                 estimator.update(batch)
+            trusted = trusted_loader(trainer, rehearsal) if "clean_labels" in estimator.needs else None
+            if trusted is not None:
+                classes = estimator.num_classes
+                for batch in predictions_of_trusted(trainer, module, trusted, predict, classes, features):
+                    estimator.update(batch)
+
+
+def trusted_predictions(
+    trainer: Trainer,
+    module: LightningModule,
+    predict: Predict,
+    num_classes: int,
+    feature_layer: str | None = None,
+    with_features: bool = False,
+) -> Predictions | None:
+    """Run the network, as it is now, over the trusted samples, and bring all of them to every process.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts. What it says is p(noisy | x) in stage one, p(clean | x) with T in its loss.
+        predict: Maps the module and a batch to logits and the batch's labels.
+        num_classes: Number of classes C.
+        feature_layer: As in :func:`feed`.
+        with_features: Whether to record features.
+
+    Returns:
+        The predictions with ``clean_labels``, in the order of their ``index``, the same on every process; None where
+        the data module has no trusted samples.
+
+    Raises:
+        RuntimeError: If another process failed.
+        ValueError: If the predictions are none.
+    """
+    loader = trusted_loader(trainer, at_least_one=True)
+    if loader is None:
+        return None
+    parts: list[Predictions] = []
+    with _all_or_none(trainer), inference(trainer, module), ExitStack() as recording:
+        features = recording.enter_context(record_features(module, feature_layer)) if with_features else None
+        parts += predictions_of_trusted(trainer, module, loader, predict, num_classes, features)
+    return Predictions.concatenate(gather(Predictions.concatenate(parts)))
+
+
+@contextmanager
+def _all_or_none(trainer: Trainer) -> Iterator[None]:
+    """Let an error on one process end them all: the collectives that follow are reached by all or by none."""
+    failure: Exception | None = None
+    try:
+        yield
     except Exception as error:
         failure = error
-    # The collectives that follow are reached by all processes or by none.
     if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
         raise failure or NotReady("T could not be estimated: another process failed; see its message.")
 
@@ -120,4 +184,5 @@ def rehearse(
         return found
 
     warn_of_randomness(trainer, module)
-    feed(trainer, module, estimation_loader(trainer, module, rehearsal=True), estimator, checked, feature_layer)
+    loader = estimation_loader(trainer, module, rehearsal=True)
+    feed(trainer, module, loader, estimator, checked, feature_layer, rehearsal=True)

@@ -3,6 +3,7 @@
 from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.checks import validate_target
+from noisylightning.functional.crowd import DawidSkene, dawid_skene
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
 from noisylightning.functional.losses import (
     early_learning_regularization,
@@ -25,14 +26,17 @@ from noisylightning.functional.losses import (
 )
 from noisylightning.functional.posterior import clean_log_posterior, importance_weights
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
+from noisylightning.functional.trusted import trusted_transition
 from noisylightning.tensors import expectation, log_softmax, pick
 from noisylightning.transition import invert_transition
 
 __all__ = [
+    "DawidSkene",
     "anchor_transition",
     "backward_cross_entropy",
     "bi_tempered_loss",
     "clean_log_posterior",
+    "dawid_skene",
     "early_learning_regularization",
     "expectation",
     "focal_loss",
@@ -59,6 +63,7 @@ __all__ = [
     "square_loss",
     "symmetric_cross_entropy",
     "truncated_generalized_cross_entropy",
+    "trusted_transition",
     "unhinged_loss",
     "validate_target",
 ]
