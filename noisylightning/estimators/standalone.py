@@ -27,17 +27,17 @@ from noisylightning.transition import relative_l1_error
 
 
 class _Feed(BasePredictionWriter):
-    """Feeds the predictions of a pass to an estimator; a writer, since Lightning tells those each sample's place."""
+    """Feeds the predictions of a pass to an estimator; a writer, since Lightning tells those each sample's place.
 
-    def __init__(
-        self,
-        estimator: TransitionEstimator,
-        places: list[dict[str, Tensor]],
-        feature_layer: str | None,
-    ) -> None:
+    There is a second pass for the trusted samples, whose labels are clean: a loader beside the first one would ask for
+    another signature of ``predict_step``.
+    """
+
+    def __init__(self, estimator: TransitionEstimator, passes: list[dict[str, Tensor]], feature_layer: str | None):
         super().__init__("batch")
         self.estimator = estimator
-        self.places = places  # what is known of each sample, for each loader; the second is that of the trusted samples
+        self.passes = passes  # what is known of each sample, for the passes to come
+        self.trusted = False
         self.feature_layer = feature_layer
         self.transition: Tensor | None = None
         self.recording = ExitStack()
@@ -72,8 +72,8 @@ class _Feed(BasePredictionWriter):
                 f"T is estimated from what {type(pl_module).__name__}.predict_step returns, p(noisy | x) of shape"
                 f" (N, C), but it returned a {type(prediction).__name__}."
             )
-        known, labels = self._known(batch_indices, prediction, dataloader_idx), batch[1]
-        if dataloader_idx:
+        known, labels = self._known(batch_indices, prediction), batch[1]
+        if self.trusted:
             known["clean_labels"], labels = labels, known.pop("noisy_labels")
         if "features" in self.estimator.needs:
             features = self._features(len(prediction))
@@ -87,15 +87,18 @@ class _Feed(BasePredictionWriter):
             found = replace(found, logits=correction.noisy_log_posterior(found.logits, **of_samples))
         self.estimator.update(found)
 
-    def _known(self, drawn: Sequence[int] | None, prediction: Tensor, loader: int) -> dict[str, Tensor]:
+    def _known(self, drawn: Sequence[int] | None, prediction: Tensor) -> dict[str, Tensor]:
         if drawn is None or len(drawn) != len(prediction):  # not one row a sample, or a loader that hides its samples
             unknown = prediction.new_full((len(prediction),), -1, dtype=torch.long)
-            return {"index": unknown, "noisy_labels": unknown} if loader else {"index": unknown}
+            return {"index": unknown, "noisy_labels": unknown} if self.trusted else {"index": unknown}
         chosen = torch.as_tensor(drawn)
-        return {name: value[chosen].to(prediction.device) for name, value in self.places[loader].items()}
+        return {name: value[chosen].to(prediction.device) for name, value in self.passes[0].items()}
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
+        self.recording.close()
+        self.passes, self.trusted = self.passes[1:], True
+        if not self.passes:
+            self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
 
 
 def estimate_with_trainer(
@@ -108,7 +111,7 @@ def estimate_with_trainer(
     weights_only: bool = True,
     feature_layer: str | None = None,
 ) -> Tensor:
-    """Estimate T from a checkpoint by a prediction pass over the training data.
+    """Estimate T from a checkpoint by a prediction pass over the training data, and the trusted samples if need be.
 
     It is a prediction pass of its own, so it runs under every strategy that predicts, FSDP and DeepSpeed included.
 
@@ -149,7 +152,8 @@ def estimate_with_trainer(
     feed = _Feed(made, known, feature_layer)
     internals.callbacks(trainer).append(feed)
     try:
-        trainer.predict(model, loaders, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
+        for each in loaders:
+            trainer.predict(model, each, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
     finally:
         internals.callbacks(trainer).remove(feed)
         feed.recording.close()
