@@ -5,9 +5,9 @@
 512 VGG features, a hidden layer of 128 units with dropout 0.5, Adam, batches of 64, a fifth of the 1,000 items for
 validation. T and the soft labels are those of Dawid and Skene, from the answers alone. Each method gets the learning
 rate, and each run the epoch, with the least loss on its own noisy validation labels; rates are compared by their mean
-over the first three seeds. The clean test set is looked at for the chosen rate only, once for the last and once for the selected
-weights. "right labels" trains on what no annotator gave: what could be reached. Writes ``benchmarks/results/crowd.json``
-and ``crowd.md``.
+over the first three seeds. Of the clean test set only the chosen rate's accuracy is reported, once of the last and once
+of the selected weights. "right labels" trains on what no annotator gave: what could be reached. Writes
+``benchmarks/results/crowd.json`` and ``crowd.md``.
 """
 
 import argparse
@@ -81,7 +81,12 @@ def run(method: str, seed: int, rate: float, arguments: argparse.Namespace) -> d
         )
         trainer.fit(model, data)
         *_, last, best = evaluate_fit(trainer, model, data)
-    result = {"method": method, "seed": seed, "learning_rate": rate, "noisy_validation": float(selected.best_model_score)}  # type: ignore[arg-type]
+    result = {
+        "method": method,
+        "seed": seed,
+        "learning_rate": rate,
+        "noisy_validation": float(selected.best_model_score or 0),
+    }
     print(result, flush=True)
     return result | {"last": last.test_accuracy, "selected": best.test_accuracy}
 
@@ -103,7 +108,9 @@ def main() -> None:
         best += [run(method, seed, best[0]["learning_rate"], arguments) for seed in range(3, arguments.seeds)]
         runs += best
         hidden = ("last", "selected")  # the test set is no judge of rates
-        tuning += [{key: value for key, value in result.items() if key not in hidden} for each in tried for result in each]
+        tuning += [
+            {key: value for key, value in result.items() if key not in hidden} for each in tried for result in each
+        ]
         cells = [mean_and_deviation([100 * result[key] for result in best], 2) for key in hidden]
         rows.append([method, str(best[0]["learning_rate"]), *cells])
     write_json(

@@ -182,8 +182,9 @@ def array_in(path: Path, name: str) -> Any:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return content[name]
     except KeyError:
+        labels = "labels" if name == "inputs" else name
         raise BadValue(
-            f"{path} has no array {name!r}: write it by numpy.savez(path, inputs=..., {name if name != 'inputs' else 'labels'}=...)."
+            f"{path} has no array {name!r}: write it by numpy.savez(path, inputs=..., {labels}=...)."
         ) from None
     except (ValueError, TypeError, AttributeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise BadValue(f"{path} is truncated or no .npz of plain arrays ({error}): save it again.") from error

@@ -178,7 +178,7 @@ class LabelMeDataModule(CrowdDataModule):
 
     num_classes = 8
     class_names = ("highway", "insidecity", "tallbuilding", "street", "forest", "coast", "mountain", "opencountry")
-    num_features = 512  # type: ignore[assignment]
+    num_features = 512
 
     def __init__(
         self,

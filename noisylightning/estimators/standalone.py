@@ -159,7 +159,9 @@ def estimate_with_trainer(
         feed.recording.close()
     assert feed.transition is not None
     if trainer.is_global_zero:
-        _save(feed.transition, output, getattr(datamodule, "transition", None), sum(len(part["index"]) for part in known))
+        _save(
+            feed.transition, output, getattr(datamodule, "transition", None), sum(len(part["index"]) for part in known)
+        )
     return feed.transition
 
 

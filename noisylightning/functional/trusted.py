@@ -62,7 +62,9 @@ def trusted_transition(
 def check_pseudo_counts(pseudo_counts: float) -> None:
     """Raise unless it is a positive number; infinity is one."""
     if not pseudo_counts > 0:
-        raise BadValue(f"pseudo_counts must be positive, or infinite for none of the noisy labels, got {pseudo_counts}.")
+        raise BadValue(
+            f"pseudo_counts must be positive, or infinite for none of the noisy labels, got {pseudo_counts}."
+        )
 
 
 def trusted_moments(probs: Tensor, clean_labels: Tensor, noisy_labels: Tensor, weights: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import trainer
 from torch import nn
+from toy import trainer
 
 from noisylightning import ForwardCorrection, KnownTransitionCallback, NoisyLabelClassifier
 from noisylightning.data import CrowdDataModule, LabelMeDataModule, measure_transition

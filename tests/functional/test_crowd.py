@@ -59,7 +59,9 @@ def test_agrees_with_crowd_kit():
     theirs = aggregation.DawidSkene(n_iter=5000, tol=1e-13).fit(table)
     found = dawid_skene(answers, 4, smoothing=0, tolerance=1e-9)
     expected = theirs.probas_.sort_index()[list(range(4))].to_numpy()
-    np.testing.assert_allclose(found.soft_labels, expected, atol=1e-3)  # theirs are clipped at 1e-10, and stop by likelihood
+    np.testing.assert_allclose(
+        found.soft_labels, expected, atol=1e-3
+    )  # theirs are clipped at 1e-10, and stop by likelihood
 
 
 def test_answers_give_every_t_and_the_labels_as_they_grow():
