@@ -1,5 +1,7 @@
 """TrustedDataEstimator: the function, batch by batch; and the trusted samples of a data module."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from noisylightning.estimators.within_fit import trusted_predictions
 from noisylightning.functional import trusted_transition
 from noisylightning.phases import Phase
 from noisylightning.predictions import Predictions
+from noisylightning.predictions.collect import predictions_of_trusted, trusted_loader
 
 
 def sample(num=120, classes=4, seed=0):
@@ -166,3 +169,20 @@ def test_a_file_gives_it_too(tmp_path):
     files = [f"--predictions={tmp_path}/predictions.npz", f"--output={tmp_path}/T.npy"]
     main(["estimate", *files, "--estimator=TrustedDataEstimator"])
     np.testing.assert_allclose(np.load(tmp_path / "T.npy"), fed(whole, 50).compute(), atol=1e-6)
+
+
+@pytest.mark.parametrize("world", [1, 4, 16])
+def test_every_process_has_its_share_of_the_trusted_samples(world):
+    """Each once, also where some process has none; where each must have one, the first sample comes again."""
+    shares, filled = [], []
+    for rank in range(world):
+        run = SimpleNamespace(datamodule=Apart(), global_rank=rank, world_size=world)
+        shares.append(sum(len(labels) for _, labels in trusted_loader(run)))
+        filled.append(sum(len(labels) for _, labels in trusted_loader(run, at_least_one=True)))
+    assert sum(shares) == 10
+    assert filled == [max(1, share) for share in shares]
+
+
+def test_a_process_without_a_share_predicts_nothing():
+    run = SimpleNamespace(datamodule=Apart(), global_rank=12, world_size=16)
+    assert list(predictions_of_trusted(run, classifier(), trusted_loader(run), None, CLASSES)) == []
