@@ -11,7 +11,15 @@ from noisylightning.corrections import (
     ImportanceReweighting,
     NoCorrection,
 )
-from noisylightning.estimators import AnchorEstimator, CrowdEstimator, TransitionEstimator, TrustedDataEstimator
+from noisylightning.estimators import (
+    AnchorEstimator,
+    ConfidentJointEstimator,
+    ConsensusEstimator,
+    CrowdEstimator,
+    DualTEstimator,
+    TransitionEstimator,
+    TrustedDataEstimator,
+)
 from noisylightning.module import NoisyLabelClassifier
 
 __version__ = "0.1.0"
@@ -19,8 +27,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
+    "ConfidentJointEstimator",
+    "ConsensusEstimator",
     "Correction",
     "CrowdEstimator",
+    "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
     "ForwardCorrection",

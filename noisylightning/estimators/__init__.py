@@ -2,12 +2,18 @@
 
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
+from noisylightning.estimators.confident_joint import ConfidentJointEstimator
+from noisylightning.estimators.consensus import ConsensusEstimator
 from noisylightning.estimators.crowd import CrowdEstimator
+from noisylightning.estimators.dual import DualTEstimator
 from noisylightning.estimators.trusted import TrustedDataEstimator
 
 __all__ = [
     "AnchorEstimator",
+    "ConfidentJointEstimator",
+    "ConsensusEstimator",
     "CrowdEstimator",
+    "DualTEstimator",
     "EstimatorFactory",
     "TransitionEstimator",
     "TrustedDataEstimator",

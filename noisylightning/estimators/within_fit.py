@@ -8,8 +8,8 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from noisylightning.errors import NotReady
-from noisylightning.estimators.base import TransitionEstimator, check_needs
+from noisylightning.errors import BadValue, NotReady
+from noisylightning.estimators.base import TransitionEstimator, check_needs, passes
 from noisylightning.models import record_features, require_logits
 from noisylightning.predictions.collect import (
     Predict,
@@ -22,11 +22,13 @@ from noisylightning.predictions.collect import (
     warn_of_randomness,
 )
 from noisylightning.predictions.gather import gather
-from noisylightning.predictions.record import Predictions
+from noisylightning.predictions.record import ROWS, Predictions
 
 __all__ = [
     "Predict",
+    "collect",
     "estimate",
+    "estimate_from",
     "estimation_loader",
     "feed",
     "rehearse",
@@ -65,6 +67,24 @@ def estimate(
     return transition
 
 
+def estimate_from(trainer: Trainer, record: Predictions, estimator: TransitionEstimator) -> Tensor:
+    """Return T-hat from predictions that every process has all of, on the CPU, the same bits on every process.
+
+    Args:
+        trainer: The trainer of the fit.
+        record: The predictions.
+        estimator: A new estimator.
+    """
+    estimator.distributed_available_fn = lambda: False  # nothing is to be gathered
+    with _together(trainer):
+        check_needs(estimator, record.known)
+        for take in passes(estimator, len(record)):
+            for batch in record.split(ROWS):
+                take(batch)
+    transition: Tensor = trainer.strategy.broadcast(estimator.compute().cpu())
+    return transition
+
+
 def feed(
     trainer: Trainer,
     module: LightningModule,
@@ -93,19 +113,47 @@ def feed(
         ValueError: If the estimator needs what the pass does not give, or the predictions are none.
     """
     estimator.to(module.device)
-    with _all_or_none(trainer):
-        check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
-        with inference(trainer, module), ExitStack() as recording:
-            features = None
-            if "features" in estimator.needs:
-                features = recording.enter_context(record_features(module, feature_layer))
-            for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
-                estimator.update(batch)
-            trusted = trusted_loader(trainer, rehearsal) if "clean_labels" in estimator.needs else None
-            if trusted is not None:
-                classes = estimator.num_classes
-                for batch in predictions_of_trusted(trainer, module, trusted, predict, classes, features):
-                    estimator.update(batch)
+    trusted = trusted_loader(trainer, rehearsal) if "clean_labels" in estimator.needs else None
+    for take in passes(estimator, len(loader.dataset)):  # type: ignore[arg-type]
+        with _together(trainer):
+            check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
+            with inference(trainer, module), ExitStack() as recording:
+                features = None
+                if "features" in estimator.needs:
+                    features = recording.enter_context(record_features(module, feature_layer))
+                for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
+                    take(batch)
+                if trusted is not None:
+                    classes = estimator.num_classes
+                    for batch in predictions_of_trusted(trainer, module, trusted, predict, classes, features):
+                        take(batch)
+
+
+def collect(
+    trainer: Trainer, module: LightningModule, loader: DataLoader[Any], predict: Predict, num_classes: int
+) -> Predictions:
+    """Run the network over the loader and return this process's share of its predictions, on the CPU.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts.
+        loader: What :func:`estimation_loader` gives.
+        predict: Maps the module and a batch to logits and noisy labels.
+        num_classes: The number of classes C.
+
+    Raises:
+        RuntimeError: If another process failed.
+        ValueError: If the predictions are none, or of other samples than the loader's.
+    """
+    with _together(trainer), inference(trainer, module):
+        batches = predictions(trainer, module, loader, predict, num_classes)
+        found = Predictions.concatenate([batch.to("cpu") for batch in batches])
+        if (found.index < 0).any():
+            raise BadValue(
+                "predict gives more or fewer rows than a batch has samples, so that nothing says which were held out:"
+                " choose an estimator without folds, or return a row a sample."
+            )
+    return found
 
 
 def trusted_predictions(
@@ -138,14 +186,14 @@ def trusted_predictions(
     if loader is None:
         return None
     parts: list[Predictions] = []
-    with _all_or_none(trainer), inference(trainer, module), ExitStack() as recording:
+    with _together(trainer), inference(trainer, module), ExitStack() as recording:
         features = recording.enter_context(record_features(module, feature_layer)) if with_features else None
         parts += predictions_of_trusted(trainer, module, loader, predict, num_classes, features)
     return Predictions.concatenate(gather(Predictions.concatenate(parts)))
 
 
 @contextmanager
-def _all_or_none(trainer: Trainer) -> Iterator[None]:
+def _together(trainer: Trainer) -> Iterator[None]:
     """Let an error on one process end them all: the collectives that follow are reached by all or by none."""
     failure: Exception | None = None
     try:
