@@ -17,9 +17,11 @@ from noisylightning.estimators import (
     ConfidentJointEstimator,
     ConsensusEstimator,
     CostSensitiveEstimator,
+    CrowdEstimator,
     DualTEstimator,
     SimplexEstimator,
     TransitionEstimator,
+    TrustedDataEstimator,
 )
 from noisylightning.module import NoisyLabelClassifier
 
@@ -33,6 +35,7 @@ __all__ = [
     "ConsensusEstimator",
     "Correction",
     "CostSensitiveEstimator",
+    "CrowdEstimator",
     "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
@@ -43,4 +46,5 @@ __all__ = [
     "NoisyLabelClassifier",
     "SimplexEstimator",
     "TransitionEstimator",
+    "TrustedDataEstimator",
 ]

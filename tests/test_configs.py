@@ -1,6 +1,6 @@
 """The fragments in configs/: any network, any noise and any method stack; a spanning set of the stacks is run.
 
-Of the 3,321 triples 468 are built: every network with every method, every network with every noise, and every
+Of the 3,348 triples 495 are built: every network with every method, every network with every noise, and every
 noise with every method. Pairs suffice, since noises, methods and bounds set no key in common, so that none can undo
 another: a triple's data module is that of its network and noise, its model and callbacks are those of its network and
 method. With NOISYLIGHTNING_EVERY_STACK=1 in the environment all of them are built.
@@ -25,6 +25,7 @@ from layouts import (
     write_cifar100,
     write_clothing1m,
     write_imdb,
+    write_labelme,
     write_mnist,
     write_own_images,
     write_own_table,
@@ -50,13 +51,13 @@ TABLE_OF_THE_PAPER = {
 NETWORKS = [
     "digits/mlp", "mnist/mlp", "fashion_mnist/mlp", "cifar10/resnet14", "cifar10/resnet32", "cifar100/resnet44",
     "cifar10n/resnet34", "cifar100n/resnet34", "clothing1m/resnet50", "imdb/embedding", "imdb/lstm", "imdb/transformer",
-    "own_images/resnet14", "own_images/resnet18", "own_table/mlp",
+    "labelme/mlp", "own_images/resnet14", "own_images/resnet18", "own_table/mlp",
 ]  # fmt: skip
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar10n": 10, "cifar100": 100,
-           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "own_images": 3, "own_table": 3}  # fmt: skip
-INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "own_table": (3,)}
+           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "labelme": 8, "own_images": 3, "own_table": 3}  # fmt: skip
+INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "labelme": (512,), "own_table": (3,)}
 LARGE = {"cifar10n/resnet34", "cifar100n/resnet34", "clothing1m/resnet50", "imdb/lstm", "imdb/transformer"}
-NOISY_BY_THEMSELVES = {"cifar10n", "cifar100n", "clothing1m"}
+NOISY_BY_THEMSELVES = {"cifar10n", "cifar100n", "clothing1m", "labelme"}
 NO_FLIPS = {"fashion_mnist", "own_images", "own_table"}  # asymmetric noise needs flips={...} there
 
 
@@ -105,7 +106,7 @@ def noises_with(network: str, method: str) -> list[str | None]:
 def data_folder(tmp_path_factory):
     """Small data of every kind, each where its module looks for it."""
     root = tmp_path_factory.mktemp("data")
-    for write in (write_mnist, write_cifar10, write_cifar100, write_imdb):
+    for write in (write_mnist, write_cifar10, write_cifar100, write_imdb, write_labelme):
         write(root)
     write_mnist(root, "FashionMNIST")
     for name, write in (("own", write_own_images), ("table", write_own_table), ("clothing1m", write_clothing1m)):
@@ -348,6 +349,8 @@ SMALLER = {  # networks, whose checkpoints would otherwise fill hundreds of mega
 RUNS = [
     ("digits/mlp", "digits/bounded/mlp", "noise/symmetric_0.2", "methods/unhinged"),
     ("digits/mlp", "noise/symmetric_0.2", "methods/importance_reweighting_estimated"),
+    ("digits/mlp", "noise/symmetric_0.2", "estimators/trusted"),
+    ("labelme/mlp", "methods/forward_known"),
     ("mnist/mlp", "noise/asymmetric_0.6", "methods/forward_estimated"),
     ("mnist/mlp", "methods/early_learning_regularization"),
     ("fashion_mnist/mlp", "noise/pair_flip_0.2", "methods/bootstrap_hard"),
@@ -369,7 +372,7 @@ def test_a_spanning_set_is_run_for_two_epochs(fragments, data_folder, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(IMDBDataModule, "reviews_per_class", 8)
     data = fragments[0].split("/")[0]
-    estimated = fragments[-1].endswith("estimated")
+    estimated = fragments[-1].endswith("estimated") or fragments[-1].startswith("estimators/")
     arguments = [
         *stack(*fragments),
         *where(fragments[0], data_folder),

@@ -6,8 +6,10 @@ from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.confident_joint import ConfidentJointEstimator
 from noisylightning.estimators.consensus import ConsensusEstimator
 from noisylightning.estimators.cost_sensitive import CostSensitiveEstimator
+from noisylightning.estimators.crowd import CrowdEstimator
 from noisylightning.estimators.dual import DualTEstimator
 from noisylightning.estimators.simplex import SimplexEstimator
+from noisylightning.estimators.trusted import TrustedDataEstimator
 
 __all__ = [
     "AnchorEstimator",
@@ -15,9 +17,11 @@ __all__ = [
     "ConfidentJointEstimator",
     "ConsensusEstimator",
     "CostSensitiveEstimator",
+    "CrowdEstimator",
     "DualTEstimator",
     "EstimatorFactory",
     "SimplexEstimator",
     "TransitionEstimator",
+    "TrustedDataEstimator",
     "check_needs",
 ]

@@ -72,8 +72,8 @@ class ClusterabilityEstimator(FeatureEstimator):
         self.found = self._find()
         if self.found.mismatch > _LARGEST_MISMATCH:
             rank_zero_warn(
-                f"About {self.found.mismatch:.0%} of nearest neighbours are of another class, by the labels, which makes T-hat too"
-                " even: take features of a better network, or another estimator.",
+                f"About {self.found.mismatch:.0%} of nearest neighbours are of another class, by the labels, which makes"
+                " T-hat too even: take features of a better network, or another estimator.",
             )
         return self.found.transition.float().to(self.device)
 

@@ -22,6 +22,7 @@ from noisylightning.transition.check import (
 )
 from noisylightning.transition.closed_form import SymmetricTransition
 from noisylightning.transition.dense import DenseTransition, as_transition
+from noisylightning.transition.grouped import GroupedTransition
 from noisylightning.transition.load import load_transition
 from noisylightning.transition.low_rank import LowRankTransition
 from noisylightning.transition.sparse import BlockDiagonalTransition, SparseTransition
@@ -33,6 +34,7 @@ __all__ = [
     "MNIST_FLIPS",
     "BlockDiagonalTransition",
     "DenseTransition",
+    "GroupedTransition",
     "LowRankTransition",
     "SparseTransition",
     "StructuredTransition",
