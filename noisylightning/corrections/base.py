@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,11 +100,12 @@ class Correction(nn.Module):
     def _begin(self, num_classes: int) -> None:
         self.T = _identity(num_classes)
 
-    def set_transition(self, transition: Tensor) -> None:
-        """Put the values of T in, in place.
+    def set_transition(self, transition: Tensor, details: Mapping[str, Tensor] | None = None) -> None:
+        """Put the values of T in, in place; a T that learns learns on from there.
 
         Args:
             transition: T, row-stochastic, shape ``(C, C)``.
+            details: What an estimator found beside it, for a T that has a use for it.
 
         Raises:
             TypeError: T is no floating tensor, or the correction holds a T that is not dense.
@@ -112,7 +114,10 @@ class Correction(nn.Module):
         if self.T is None:
             validate_transition(transition)
             self.initialize(len(transition))
-        self.known_transition().start_from(transition)
+        mine = self.known_transition()
+        mine.start_from(transition)
+        if details:
+            mine.take_details(details)
         self.has_transition = True
 
     def require_transition(self) -> None:
@@ -195,9 +200,10 @@ class Correction(nn.Module):
         transition.check_logits(logits)
         extra = (index,) if loss.needs_index and index is not None else ()
         if self.is_base_loss(transition):
-            return loss.reduce(loss.values(logits, loss.weighted(labels), *extra), labels, mask)
-        value = self.corrected(logits, labels, mask, transition, *extra)
-        penalty = transition.penalty() if self.training else None
+            value = loss.reduce(loss.values(logits, loss.weighted(labels), *extra), labels, mask)
+        else:
+            value = self.corrected(logits, labels, mask, transition, *extra)
+        penalty = transition.penalty(logits) if self.training else None
         return value if penalty is None else value + penalty
 
     def is_base_loss(self, transition: Transition) -> bool:

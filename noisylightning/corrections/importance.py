@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from noisylightning.corrections.base import Correction
+from noisylightning.errors import BadValue
 from noisylightning.functional.posterior import importance_ratio
 from noisylightning.losses import LikelihoodLoss, Loss
 from noisylightning.tensors import log_softmax, pick
@@ -25,7 +26,10 @@ class ImportanceReweighting(Correction):
         num_classes: The number of classes C.
         loss: The base loss. Default: cross-entropy.
         detach_weight: Whether beta is a constant for the gradient, as in T-Revision's first stage; its last stage
-            differentiates it.
+            differentiates it, as a T that learns needs.
+
+    Raises:
+        ValueError: T learns, and ``detach_weight`` gives it no gradient; or as in :class:`Correction`.
 
     Example:
         >>> correction = ImportanceReweighting(torch.tensor([[0.8, 0.2], [0.3, 0.7]]))
@@ -42,6 +46,11 @@ class ImportanceReweighting(Correction):
     ) -> None:
         super().__init__(transition, num_classes, loss)
         self.detach_weight = detach_weight
+        if detach_weight and self.T is not None and any(part.requires_grad for part in self.T.parameters()):
+            raise BadValue(
+                f"{type(self.T).__name__} learns, but with detach_weight=True the loss has no gradient for it: pass"
+                " detach_weight=False."
+            )
 
     def corrected(
         self, logits: Tensor, labels: Tensor, mask: Tensor | None, transition: Transition, *index: Tensor

@@ -49,7 +49,10 @@ class CorrectionPhase(Phase):
             fit.module.load_state_dict(initial)
 
     def prepare(self, fit: Fit) -> None:
-        """Keep the weights that it begins from."""
+        """Keep the weights that it begins from; until then a T that would learn waits for T-hat as the identity."""
+        transition = None if fit.memory.correction is None else fit.memory.correction.T
+        if transition is not None:
+            transition.await_estimate()
         if self._initial is None and self.reinit == "initial":
             self._initial = internals.snapshot(fit.module)
 

@@ -22,6 +22,13 @@ from noisylightning.transition.check import (
 )
 from noisylightning.transition.closed_form import SymmetricTransition
 from noisylightning.transition.dense import DenseTransition, as_transition
+from noisylightning.transition.learnt import (
+    LearntTransition,
+    NoiseAdaptation,
+    TotalVariation,
+    TransitionRevision,
+    VolumeMinimization,
+)
 from noisylightning.transition.load import load_transition
 from noisylightning.transition.low_rank import LowRankTransition
 from noisylightning.transition.sparse import BlockDiagonalTransition, SparseTransition
@@ -33,11 +40,16 @@ __all__ = [
     "MNIST_FLIPS",
     "BlockDiagonalTransition",
     "DenseTransition",
+    "LearntTransition",
     "LowRankTransition",
+    "NoiseAdaptation",
     "SparseTransition",
     "StructuredTransition",
     "SymmetricTransition",
+    "TotalVariation",
     "Transition",
+    "TransitionRevision",
+    "VolumeMinimization",
     "as_transition",
     "binary_asymmetric",
     "cifar10_asymmetric",

@@ -70,12 +70,26 @@ class Transition(nn.Module):
         """
         return self
 
-    def penalty(self) -> Tensor | None:
-        """What a T that learns adds to the training loss; None for nothing."""
+    def penalty(self, logits: Tensor) -> Tensor | None:
+        """What a T that learns adds to the training loss, a scalar; None for nothing.
+
+        Args:
+            logits: The network's scores of the batch, ``(N, C, d1, ...)``.
+        """
         return None
+
+    def await_estimate(self) -> None:
+        """Be the identity until :meth:`start_from`, where this kind of T tells before and after; else stay as it is."""
 
     def notice_identity(self) -> None:
         """Bring :attr:`is_identity` up to date, after T was set or loaded."""
+
+    def take_details(self, details: Mapping[str, Tensor]) -> None:
+        """Take what an estimator found beside T-hat, after :meth:`start_from`; most have no use for it.
+
+        Args:
+            details: By name, see ``TransitionEstimator.details``.
+        """
 
     def start_from(self, estimate: Tensor) -> None:
         """Take the values of an estimated T, in place.

@@ -350,7 +350,7 @@ class OfTheSample(Transition):
     def at(self, features, index):
         return DenseTransition.view(symmetric(self.num_classes, float(features.mean()), dtype=torch.float64))
 
-    def penalty(self):
+    def penalty(self, logits):
         raise AssertionError("it is asked of the T of the samples")
 
 
@@ -370,7 +370,7 @@ def test_a_transition_may_depend_on_the_sample():
 
 def test_the_penalty_of_a_transition_is_part_of_the_training_loss():
     class Penalised(DenseTransition):
-        def penalty(self):
+        def penalty(self, logits):
             return self.matrix.logdet()
 
     logits, target, transition = random_problem()
