@@ -77,6 +77,18 @@ def test_features_come_from_every_process(finished):
         torch.testing.assert_close(rank["feature_means"], expected, atol=1e-5, rtol=0)
 
 
+def test_a_learnt_transition_waits_and_learns_on_every_rank(tmp_path):
+    fit(tmp_path, learnt=True)
+    zero, one = ranks(tmp_path)
+    for name in ("transition", "weights"):
+        assert torch.equal(zero[name], one[name]), name
+    waiting = torch.load(stage_one(tmp_path), weights_only=True)["state_dict"]
+    assert waiting["correction.transition.waiting"] == 1
+    assert torch.equal(waiting["correction.transition.scores"], waiting["correction.transition.start"].log())
+    assert torch.equal(zero["state"]["correction.transition.start"], zero["callback"])
+    assert not torch.allclose(zero["transition"], zero["callback"], atol=1e-4)
+
+
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_two_processes_resume_bit_for_bit(finished, tmp_path, epoch):
     fit(tmp_path, ckpt_path=str(finished / "every" / f"epoch={epoch}.ckpt"))

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from toy import CLASSES, ForeignClassifier, ToyData, adam, backbone, classifier, trainer
 
 from noisylightning import BackwardCorrection, EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
+from noisylightning.transition import NoiseAdaptation
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
@@ -34,6 +35,12 @@ def ours():
     return classifier(dropout=0.3, optimizer=adam, lr_scheduler=schedule)
 
 
+def learning():
+    """With a T that learns on from T-hat."""
+    correction = ForwardCorrection(NoiseAdaptation(CLASSES, pull=0.1))
+    return classifier(dropout=0.3, correction=correction, transition_lr=0.01)
+
+
 def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **options):
     every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
     best = ModelCheckpoint(folder / "best", monitor=callback.monitor, mode=callback.mode)
@@ -52,6 +59,8 @@ def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **optio
         (ours, {"stage_one_epochs": 2, "estimate_from": "last", "reinit": "keep"}, ()),
         (ours, {"stage_one_steps": 8, "estimate_from": "last"}, ()),
         (ours, {"stage_one_epochs": 2}, (WeightAveraging,)),
+        (learning, {"stage_one_epochs": 2}, ()),
+        (learning, {"stage_one_epochs": 2}, (WeightAveraging,)),
         (ours, {"stage_one_epochs": 4}, (lambda: EarlyStopping("val_accuracy", mode="max", patience=1, min_delta=9),)),
         (
             ForeignWithDropout,
@@ -65,7 +74,7 @@ def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **optio
             (),
         ),
     ],
-    ids=["ours", "keep", "steps", "averaged", "early stopping", "foreign"],
+    ids=["ours", "keep", "steps", "averaged", "learnt", "learnt and averaged", "early stopping", "foreign"],
 )
 def test_every_epoch_end_resumes_bit_for_bit(tmp_path, make, arguments, extra):
     def callback():

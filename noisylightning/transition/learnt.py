@@ -214,7 +214,7 @@ class TransitionRevision(LearntTransition):
     """T-Revision: the estimate and a slack that is learnt, ``T-hat + dT``, brought back among the row-stochastic T.
 
     Xia et al. (NeurIPS 2019), where nothing keeps the rows distributions; here each is the distribution nearest to it. ``scores`` are dT: T begins from T-hat exactly, zeros included. It goes with
-    ``ImportanceReweighting(..., detach_weight=False)``, whose gradient moves dT through the weight.
+    :class:`~noisylightning.ImportanceReweighting`, which moves dT through its weight.
 
     Args:
         num_classes: As in :class:`LearntTransition`.

@@ -337,6 +337,20 @@ def test_a_parameter_is_trained_and_what_derives_from_it_follows(kind):
     torch.testing.assert_close(correction(logits, target), kind(parameter.detach(), **settings)(logits, target))
 
 
+def test_a_weight_that_is_constant_for_the_network_moves_a_transition_that_learns():
+    logits, target, transition = random_problem(samples=40)
+    grads = {}
+    for detach in (True, False):
+        parameter, scores = nn.Parameter(transition.clone()), logits.clone().requires_grad_()
+        ImportanceReweighting(parameter, detach_weight=detach)(scores, target).backward()
+        grads[detach] = parameter.grad, scores.grad
+    assert torch.equal(grads[True][0], grads[False][0])
+    scores = logits.clone().requires_grad_()
+    ImportanceReweighting(transition)(scores, target).backward()
+    torch.testing.assert_close(grads[True][1], scores.grad)
+    assert not torch.allclose(grads[True][1], grads[False][1])
+
+
 def test_a_tensor_that_wants_a_gradient_but_would_not_get_one_is_refused():
     with pytest.raises(ValueError, match=r"pass nn.Parameter\(T\) to train it, T.detach\(\) to keep it fixed"):
         ForwardCorrection(torch.eye(3).requires_grad_())
