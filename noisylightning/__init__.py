@@ -11,7 +11,7 @@ from noisylightning.corrections import (
     ImportanceReweighting,
     NoCorrection,
 )
-from noisylightning.estimators import AnchorEstimator, TransitionEstimator
+from noisylightning.estimators import AnchorEstimator, PartDependentEstimator, TransitionEstimator
 from noisylightning.module import NoisyLabelClassifier
 
 __version__ = "0.1.0"
@@ -27,5 +27,6 @@ __all__ = [
     "KnownTransitionCallback",
     "NoCorrection",
     "NoisyLabelClassifier",
+    "PartDependentEstimator",
     "TransitionEstimator",
 ]

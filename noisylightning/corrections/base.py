@@ -126,7 +126,7 @@ class Correction(nn.Module):
         Raises:
             RuntimeError: No T was given.
         """
-        if self.uses_transition and not self.has_transition:
+        if self.uses_transition and (not self.has_transition or self.known_transition().waits):
             raise NotReady(
                 f"{type(self).__name__} was given no T, without which it corrects nothing: pass it transition=..."
                 " (--model.correction.transition FILE), or add an EstimateTransitionCallback, or a"

@@ -1,6 +1,6 @@
 """What a phase of a fit is, and what phases leave for each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pytorch_lightning import LightningModule, Trainer
@@ -30,7 +30,7 @@ class Chosen:
 
 @dataclass
 class Memory:
-    """What the phases of one engine leave for each other; all but the correction travels in checkpoints.
+    """What the phases of one engine leave for each other; all but the correction and the details travel in checkpoints.
 
     Attributes:
         seed: What each epoch's random state is made from.
@@ -38,6 +38,7 @@ class Memory:
             has begun.
         chosen: The weights that the last phase has chosen.
         transition: T-hat once it is estimated, on the CPU.
+        details: What the estimator has found beside it; for the phase after, so that no checkpoint needs it.
         correction: What corrects the module's loss; found when the fit is set up.
     """
 
@@ -45,6 +46,7 @@ class Memory:
     start: dict[str, Any] | None = None
     chosen: Chosen | None = None
     transition: Tensor | None = None
+    details: dict[str, Tensor] = field(default_factory=dict)
     correction: Correction | None = None
 
     def state_dict(self) -> dict[str, Any]:

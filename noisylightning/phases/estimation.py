@@ -85,7 +85,8 @@ class EstimationPhase(Phase):
         loader = within_fit.estimation_loader(fit.trainer, fit.module)
         estimator = self.estimator(fit.num_classes)
         transition = within_fit.estimate(fit.trainer, fit.module, loader, estimator, self.predict, self.feature_layer)
-        fit.memory.transition = transition
+        details = {name: value.cpu() for name, value in estimator.details().items()}
+        fit.memory.transition, fit.memory.details = transition, fit.trainer.strategy.broadcast(details)
         examples = f"{len(loader.dataset):,} examples"  # type: ignore[arg-type]
         self._publish(fit, transition, f"{type(estimator).__name__}, {chosen.origin}, {examples}")
         found = doubt(transition, estimator.class_counts.cpu(), chosen.accuracy)

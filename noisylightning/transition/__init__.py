@@ -31,6 +31,7 @@ from noisylightning.transition.learnt import (
 )
 from noisylightning.transition.load import load_transition
 from noisylightning.transition.low_rank import LowRankTransition
+from noisylightning.transition.part_dependent import PartDependentTransition
 from noisylightning.transition.sparse import BlockDiagonalTransition, SparseTransition
 from noisylightning.transition.structured import StructuredTransition
 
@@ -43,6 +44,7 @@ __all__ = [
     "LearntTransition",
     "LowRankTransition",
     "NoiseAdaptation",
+    "PartDependentTransition",
     "SparseTransition",
     "StructuredTransition",
     "SymmetricTransition",

@@ -49,6 +49,9 @@ class Transition(nn.Module):
     max_condition: float | None = None
     """What the condition number may be at most, once :meth:`factorize` was told."""
 
+    waits: bool = False
+    """Whether T is the identity because no estimate has come yet."""
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:

@@ -80,6 +80,11 @@ class LearntTransition(Transition):
         """T, shape ``(C, C)``: the identity as long as it waits for an estimate."""
         return torch.eye(self.num_classes).to(self.start) if self.is_identity else self.learnt()
 
+    @property
+    def waits(self) -> bool:  # type: ignore[override]
+        """Whether it is the identity because no estimate has come yet."""
+        return self.is_identity
+
     def await_estimate(self) -> None:
         """Be the identity, and do not learn, until :meth:`start_from`."""
         self.waiting.fill_(1)
