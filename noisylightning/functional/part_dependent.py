@@ -3,8 +3,6 @@
 import warnings
 
 import torch
-from sklearn.decomposition import NMF
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from noisylightning.errors import BadValue
@@ -38,6 +36,9 @@ def part_codes(features: Tensor, num_parts: int = 10, *, seed: int = 0) -> Tenso
                 [1.0000, 0.0000],
                 [0.5000, 0.5000]], dtype=torch.float64)
     """
+    from sklearn.decomposition import NMF  # here: it takes longer to import than all of this package
+    from sklearn.exceptions import ConvergenceWarning
+
     if not bool(features.isfinite().all()):
         raise BadValue("features must be finite, but a row holds NaN or infinity: the network has diverged.")
     smallest = float(features.min()) if features.numel() else 0.0
@@ -64,11 +65,15 @@ def part_codes(features: Tensor, num_parts: int = 10, *, seed: int = 0) -> Tenso
     return torch.where(total > 0, codes / total.clamp(min=torch.finfo(codes.dtype).tiny), 1 / num_parts)
 
 
-def part_transitions(probs: Tensor, labels: Tensor, codes: Tensor, *, anchors: int = 20) -> Tensor:
+def part_transitions(
+    probs: Tensor, labels: Tensor, codes: Tensor, *, anchors: int = 20, ridge: float = 0.01
+) -> Tensor:
     r"""Find the T of each part, by which the surest samples of each class have the rows that the network predicts.
 
     Row i of every :math:`P_r` minimises :math:`\sum_x \| p(\text{noisy} | x) - \sum_r h_r(x) P_{r, i} \|^2` over the
-    anchors x of class i, each row a distribution. Anchors are the ``anchors`` samples with the largest
+    anchors x of class i, each row a distribution, and ``ridge * anchors`` times the squares of their distances from
+    the anchors' mean: where the anchors say nothing of a part, as many do of the parts of other classes, its T has that
+    row. Anchors are the ``anchors`` samples with the largest
     p(noisy = i | x), after those that are left out as outliers, as many as 0.3 times the labels i (see
     :func:`~noisylightning.functional.anchor_transition`).
 
@@ -77,6 +82,7 @@ def part_transitions(probs: Tensor, labels: Tensor, codes: Tensor, *, anchors: i
         labels: Noisy labels, integers of shape ``(N,)``.
         codes: What :func:`part_codes` gives, shape ``(N, R)``.
         anchors: Anchors of each class, at least 1.
+        ridge: What the distance from the mean counts, not negative.
 
     Returns:
         float64 of shape ``(R, C, C)``, each row-stochastic.
@@ -89,7 +95,7 @@ def part_transitions(probs: Tensor, labels: Tensor, codes: Tensor, *, anchors: i
     Example:
         >>> probs = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.4, 0.6]])
         >>> codes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> part_transitions(probs, torch.tensor([0, 0, 1, 1]), codes, anchors=2)
+        >>> part_transitions(probs, torch.tensor([0, 0, 1, 1]), codes, anchors=2, ridge=0)
         tensor([[[0.9000, 0.1000],
                  [0.2000, 0.8000]],
         <BLANKLINE>
@@ -111,19 +117,23 @@ def part_transitions(probs: Tensor, labels: Tensor, codes: Tensor, *, anchors: i
             )
         chosen.append(probs[:, i].argsort(descending=True, stable=True)[left_out : left_out + anchors])
     at = torch.stack(chosen)
-    rows = _least_squares(codes[at], probs[at])
+    if not ridge >= 0:
+        raise BadValue(f"ridge must not be negative, got {ridge}.")
+    rows = _least_squares(codes[at], probs[at], ridge * anchors)
     rows = rows / rows.sum(dim=2, keepdim=True)
     return rows.transpose(0, 1).contiguous()
 
 
-def _least_squares(codes: Tensor, targets: Tensor) -> Tensor:
-    """Minimise ``|codes X - targets|^2`` over X with rows in the simplex, by accelerated projected gradients.
+def _least_squares(codes: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """Minimise ``|codes X - targets|^2 + ridge |X - mean|^2`` over X with rows in the simplex.
 
-    Beck and Teboulle (2009), FISTA, begun from the mean target. ``(C, L, R)`` and ``(C, L, K)`` give ``(C, R, K)``.
+    By accelerated projected gradients (Beck and Teboulle 2009, FISTA), begun from the mean target. ``(C, L, R)`` and ``(C, L, K)`` give ``(C, R, K)``.
     """
-    gram, moment = codes.mT @ codes, codes.mT @ targets
+    mean = targets.mean(dim=1, keepdim=True)
+    gram = codes.mT @ codes + ridge * torch.eye(codes.shape[2]).to(codes)
+    moment = codes.mT @ targets + ridge * mean
     step = 1 / torch.linalg.matrix_norm(gram, ord=2)[:, None, None]
-    found = targets.mean(dim=1, keepdim=True).expand_as(moment)
+    found = mean.expand_as(moment)
     ahead, momentum = found, 1.0
     for _ in range(_STEPS):
         nearer = project_to_simplex(ahead - step * (gram @ ahead - moment))

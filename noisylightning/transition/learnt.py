@@ -195,9 +195,10 @@ class VolumeMinimization(LearntTransition):
         """Scores for which :meth:`learnt` is this T; raises :class:`ValueError` where its diagonal does not lead."""
         diagonal = transition.diagonal()
         others = transition - torch.diag_embed(diagonal)
-        row = int((others.amax(dim=1) - diagonal).argmax())
-        label = int(others[row].argmax())
-        if others[row, label] >= diagonal[row]:
+        lead = diagonal - others.amax(dim=1)
+        if not lead.is_meta and bool((lead <= 0).any()):
+            row = int(lead.argmin())
+            label = int(others[row].argmax())
             raise BadValue(
                 f"by T-hat class {row} is labelled {label} as often as {row} ({float(others[row, label]):.3f} and"
                 f" {float(diagonal[row]):.3f}), which the T of VolumeMinimization cannot be: use NoiseAdaptation or"
