@@ -68,7 +68,8 @@ class NoisyLabelClassifier(LightningModule):
     - ``train_loss``, ``val_loss``: the corrected loss on the noisy labels;
     - ``train_accuracy``, ``val_accuracy``: how often the network's *noisy* prediction, the largest entry of p T, is the
       noisy label. It needs no clean label, and a network that has learnt the clean classes is not punished for it;
-    - ``transition_error``: the relative L1 error of a T that learns, where the data module knows the true ``transition``;
+    - ``transition_error``: the relative L1 error of a T that learns, where the data module knows the true
+      ``transition``;
     - ``test_loss``, ``test_accuracy``, ``test_balanced_accuracy`` (the mean over classes): cross-entropy and accuracies
       of p(clean | x) on the labels of the test set, which are taken to be clean.
 

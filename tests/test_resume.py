@@ -92,7 +92,17 @@ def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **optio
             (),
         ),
     ],
-    ids=["ours", "keep", "steps", "averaged", "learnt", "learnt and averaged", "of the sample", "early stopping", "foreign"],
+    ids=[
+        "ours",
+        "keep",
+        "steps",
+        "averaged",
+        "learnt",
+        "learnt and averaged",
+        "of the sample",
+        "early stopping",
+        "foreign",
+    ],
 )
 def test_every_epoch_end_resumes_bit_for_bit(tmp_path, make, arguments, extra):
     def callback():

@@ -43,9 +43,12 @@ class PartDependentEstimator(TransitionEstimator):
 
     needs: ClassVar[frozenset[str]] = frozenset({"features"})
 
-    def __init__(
-        self, num_classes: int, num_parts: int = 10, anchors: int = 20, seed: int = 0, **kwargs: Any
-    ) -> None:
+    probs: list[Tensor]
+    labels: list[Tensor]
+    features: list[Tensor]
+    index: list[Tensor]
+
+    def __init__(self, num_classes: int, num_parts: int = 10, anchors: int = 20, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
         self.num_parts, self.anchors, self.seed = num_parts, anchors, seed
         for name in ("probs", "labels", "features", "index"):
@@ -54,10 +57,10 @@ class PartDependentEstimator(TransitionEstimator):
 
     def _accumulate(self, batch: Predictions) -> None:
         assert batch.features is not None
-        self.probs.append(batch.probs)  # type: ignore[union-attr, operator]
-        self.labels.append(batch.noisy_labels)  # type: ignore[union-attr, operator]
-        self.features.append(batch.features)  # type: ignore[union-attr, operator]
-        self.index.append(batch.index)  # type: ignore[union-attr, operator]
+        self.probs.append(batch.probs)
+        self.labels.append(batch.noisy_labels)
+        self.features.append(batch.features)
+        self.index.append(batch.index)
 
     def compute(self) -> Tensor:
         """Return the mean of T(x), ``(C, C)``, rows sum to one."""

@@ -53,7 +53,9 @@ def part_codes(features: Tensor, num_parts: int = 10, *, seed: int = 0) -> Tenso
             f" got {num_parts}."
         )
     if bool((features == features[:1]).all()):
-        raise BadValue("The features are the same for every sample, so that no parts can be told apart: train for longer.")
+        raise BadValue(
+            "The features are the same for every sample, so that no parts can be told apart: train for longer."
+        )
     factorization = NMF(num_parts, init="nndsvda", random_state=seed, max_iter=1000, tol=1e-4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -65,9 +67,7 @@ def part_codes(features: Tensor, num_parts: int = 10, *, seed: int = 0) -> Tenso
     return torch.where(total > 0, codes / total.clamp(min=torch.finfo(codes.dtype).tiny), 1 / num_parts)
 
 
-def part_transitions(
-    probs: Tensor, labels: Tensor, codes: Tensor, *, anchors: int = 20, ridge: float = 0.01
-) -> Tensor:
+def part_transitions(probs: Tensor, labels: Tensor, codes: Tensor, *, anchors: int = 20, ridge: float = 0.01) -> Tensor:
     r"""Find the T of each part, by which the surest samples of each class have the rows that the network predicts.
 
     Row i of every :math:`P_r` minimises :math:`\sum_x \| p(\text{noisy} | x) - \sum_r h_r(x) P_{r, i} \|^2` over the
@@ -127,7 +127,8 @@ def part_transitions(
 def _least_squares(codes: Tensor, targets: Tensor, ridge: float) -> Tensor:
     """Minimise ``|codes X - targets|^2 + ridge |X - mean|^2`` over X with rows in the simplex.
 
-    By accelerated projected gradients (Beck and Teboulle 2009, FISTA), begun from the mean target. ``(C, L, R)`` and ``(C, L, K)`` give ``(C, R, K)``.
+    By accelerated projected gradients (Beck and Teboulle 2009, FISTA), begun from the mean target. ``(C, L, R)`` and
+    ``(C, L, K)`` give ``(C, R, K)``.
     """
     mean = targets.mean(dim=1, keepdim=True)
     gram = codes.mT @ codes + ridge * torch.eye(codes.shape[2]).to(codes)

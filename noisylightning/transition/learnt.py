@@ -144,9 +144,9 @@ class NoiseAdaptation(LearntTransition):
     :class:`~noisylightning.ForwardCorrection`. Nothing but its start, and ``pull``, names the classes.
 
     Args:
-        num_classes: As in :class:`LearntTransition`.
-        random_share: As there.
-        pull: As there.
+        num_classes: The number of classes C.
+        random_share: Without an estimate, the share of labels drawn at random that T begins with.
+        pull: The weight of the divergence from what T began from.
 
     Example:
         >>> NoiseAdaptation(3).to_dense().sum(dim=1).detach()
@@ -155,21 +155,21 @@ class NoiseAdaptation(LearntTransition):
 
 
 class VolumeMinimization(LearntTransition):
-    r"""The T of least volume that explains the noisy labels, VolMinNet; each class keeps its label more often than
-    it gets any other.
+    """VolMinNet: of all T that explain the noisy labels, the one of least volume.
 
-    Li et al. (ICML 2021): ``T_ij`` is proportional to ``sigmoid(scores_ij)`` off the diagonal and to one
-    on it, and ``volume_weight * log |det T|`` is added to the loss. It goes with
-    :class:`~noisylightning.ForwardCorrection`.
+    Each class keeps its label more often than it gets any other. Li et al. (ICML 2021): ``T_ij`` is proportional to
+    ``sigmoid(scores_ij)`` off the diagonal and to one on it, and ``volume_weight * log |det T|`` is added to the loss.
+    It goes with :class:`~noisylightning.ForwardCorrection`.
 
     Args:
-        num_classes: As in :class:`LearntTransition`.
-        random_share: As there. The paper's first scores, -2 for ten classes and -4.5 for a hundred, are 0.57 and 0.53.
-        pull: As there.
+        num_classes: The number of classes C.
+        random_share: Without an estimate, the share of labels drawn at random that T begins with. The paper's first
+            scores, -2 for ten classes and -4.5 for a hundred, are 0.57 and 0.53.
+        pull: The weight of the divergence from what T began from.
         volume_weight: What ``log |det T|`` counts, not negative.
 
     Raises:
-        ValueError: As there; from :meth:`start_from`, if by T-hat a class gets another label as often as its own.
+        ValueError: An argument is out of bounds; from :meth:`start_from`, if by T-hat a class gets another label as often as its own.
 
     Example:
         >>> VolumeMinimization(2, random_share=0.4).to_dense().detach()
@@ -219,13 +219,14 @@ class VolumeMinimization(LearntTransition):
 class TransitionRevision(LearntTransition):
     """T-Revision: the estimate and a slack that is learnt, ``T-hat + dT``, brought back among the row-stochastic T.
 
-    Xia et al. (NeurIPS 2019), where nothing keeps the rows distributions; here each is the distribution nearest to it. ``scores`` are dT: T begins from T-hat exactly, zeros included. It goes with
+    Xia et al. (NeurIPS 2019), where nothing keeps the rows distributions; here each is the distribution nearest to it.
+    ``scores`` are dT: T begins from T-hat exactly, zeros included. It goes with
     :class:`~noisylightning.ImportanceReweighting`, which moves dT through its weight.
 
     Args:
-        num_classes: As in :class:`LearntTransition`.
-        random_share: As there.
-        pull: As there.
+        num_classes: The number of classes C.
+        random_share: Without an estimate, the share of labels drawn at random that T begins with.
+        pull: The weight of the divergence from what T began from.
 
     Example:
         >>> transition = TransitionRevision(2)
@@ -252,13 +253,13 @@ class TotalVariation(LearntTransition):
     the batch, which are random ones where the loader shuffles. It goes with :class:`~noisylightning.ForwardCorrection`.
 
     Args:
-        num_classes: As in :class:`LearntTransition`.
-        random_share: As there.
-        pull: As there.
+        num_classes: The number of classes C.
+        random_share: Without an estimate, the share of labels drawn at random that T begins with.
+        pull: The weight of the divergence from what T began from.
         separation: What the distance counts, not negative.
 
     Raises:
-        ValueError: As there.
+        ValueError: An argument is out of bounds.
 
     Example:
         >>> transition = TotalVariation(2)
@@ -266,9 +267,7 @@ class TotalVariation(LearntTransition):
         tensor(-0.1000)
     """
 
-    def __init__(
-        self, num_classes: int, random_share: float = 0.5, pull: float = 0.0, separation: float = 0.1
-    ) -> None:
+    def __init__(self, num_classes: int, random_share: float = 0.5, pull: float = 0.0, separation: float = 0.1) -> None:
         super().__init__(num_classes, random_share, pull)
         if not separation >= 0:
             raise BadValue(f"separation must not be negative, got {separation}.")

@@ -100,7 +100,9 @@ class PartDependentTransition(Transition):
         self.notice_identity()
 
     def _mean_code(self) -> Tensor:
-        return self.codes.mean(dim=0) if len(self.codes) else self.codes.new_full((len(self.parts),), 1 / len(self.parts))
+        return (
+            self.codes.mean(dim=0) if len(self.codes) else self.codes.new_full((len(self.parts),), 1 / len(self.parts))
+        )
 
     def to_dense(self) -> Tensor:
         """The mean of T over the samples, shape ``(C, C)``."""
@@ -175,9 +177,10 @@ class PartMixture(StructuredTransition):
         """``p T`` for rows of numbers ``(M, C)``: shape ``(M, C)``."""
         codes = self._codes_of(len(p)).to(p.dtype)
         with torch.autocast(p.device.type, enabled=False):
-            return sum(  # type: ignore[return-value]
-                codes[:, r, None] * (p @ part.to(p.dtype)) for r, part in enumerate(self.parts)
-            )
+            through = torch.zeros_like(p)
+            for r, part in enumerate(self.parts):
+                through = through + codes[:, r, None] * (p @ part.to(p.dtype))
+        return through
 
     def label_columns(self, labels: Tensor) -> Tensor:
         """``T[:, y]`` of each label: from classes ``(M,)`` to ``(M, C)``."""

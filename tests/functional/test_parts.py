@@ -55,7 +55,9 @@ def test_the_least_squares_are_scipys():
 
         def loss(flat, at=at):
             found, targets = flat.reshape(2, 3), probs.numpy()[at]
-            return ((codes.numpy()[at] @ found - targets) ** 2).sum() + 0.8 * ((found - targets.mean(axis=0)) ** 2).sum()
+            return ((codes.numpy()[at] @ found - targets) ** 2).sum() + 0.8 * (
+                (found - targets.mean(axis=0)) ** 2
+            ).sum()
 
         rows = {"type": "eq", "fun": lambda flat: flat.reshape(2, 3).sum(axis=1) - 1}
         best = minimize(loss, np.full(6, 1 / 3), bounds=[(0, 1)] * 6, constraints=rows, tol=1e-14)
