@@ -11,7 +11,14 @@ from noisylightning.corrections import (
     ImportanceReweighting,
     NoCorrection,
 )
-from noisylightning.estimators import AnchorEstimator, PartDependentEstimator, TransitionEstimator
+from noisylightning.estimators import (
+    AnchorEstimator,
+    ConfidentJointEstimator,
+    ConsensusEstimator,
+    DualTEstimator,
+    PartDependentEstimator,
+    TransitionEstimator,
+)
 from noisylightning.module import NoisyLabelClassifier
 
 __version__ = "0.1.0"
@@ -19,7 +26,10 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
+    "ConfidentJointEstimator",
+    "ConsensusEstimator",
     "Correction",
+    "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
     "ForwardCorrection",

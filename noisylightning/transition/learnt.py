@@ -169,7 +169,8 @@ class VolumeMinimization(LearntTransition):
         volume_weight: What ``log |det T|`` counts, not negative.
 
     Raises:
-        ValueError: An argument is out of bounds; from :meth:`start_from`, if by T-hat a class gets another label as often as its own.
+        ValueError: An argument is out of bounds; from :meth:`start_from`, if by T-hat a class gets another label
+            as often as its own.
 
     Example:
         >>> VolumeMinimization(2, random_share=0.4).to_dense().detach()
