@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import ToyData, classifier, estimate_by_hand, means_by_hand
+from toy import CLASSES, ToyData, classifier, estimate_by_hand, means_by_hand
+
+from noisylightning.transition import NoiseAdaptation
 
 SCRIPT = Path(__file__).parent / "distributed_fit.py"
 
@@ -83,8 +85,9 @@ def test_a_learnt_transition_waits_and_learns_on_every_rank(tmp_path):
     for name in ("transition", "weights"):
         assert torch.equal(zero[name], one[name]), name
     waiting = torch.load(stage_one(tmp_path), weights_only=True)["state_dict"]
-    assert waiting["correction.transition.waiting"] == 1
-    assert torch.equal(waiting["correction.transition.scores"], waiting["correction.transition.start"].log())
+    assert waiting["correction.transition.held"] == 1
+    assert torch.equal(waiting["correction.transition.start"], torch.eye(CLASSES))
+    assert torch.equal(waiting["correction.transition.scores"], NoiseAdaptation(CLASSES).scores)
     assert torch.equal(zero["state"]["correction.transition.start"], zero["callback"])
     assert not torch.allclose(zero["transition"], zero["callback"], atol=1e-4)
 

@@ -107,13 +107,16 @@ class Correction(nn.Module):
     def _begin(self, num_classes: int) -> None:
         self.T = _identity(num_classes)
 
-    def set_transition(self, transition: Tensor, details: Mapping[str, Tensor] | None = None) -> None:
+    def set_transition(
+        self, transition: Tensor, details: Mapping[str, Tensor] | None = None, learn: bool = True
+    ) -> None:
         """Put the values of T in, in place; a T that learns learns on from there.
 
         Args:
             transition: T, row-stochastic, shape ``(C, C)``; a sparse one where the correction holds a sparse T, or as
                 yet none.
             details: What an estimator found beside it, for a T that has a use for it.
+            learn: Whether a T that learns goes on from there; else it stays until it is set again.
 
         Raises:
             TypeError: T is no floating tensor, or the correction holds a T that cannot take its values.
@@ -122,7 +125,10 @@ class Correction(nn.Module):
         if self.T is None:
             self._begin_like(transition)
         mine = self.known_transition()
-        mine.start_from(transition)
+        if learn:
+            mine.start_from(transition)
+        else:
+            mine.hold(transition)
         if details:
             mine.take_details(details)
         self.has_transition = True

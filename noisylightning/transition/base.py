@@ -81,6 +81,10 @@ class Transition(nn.Module):
         """
         return None
 
+    def hold(self, transition: Tensor) -> None:
+        """Be this T, and do not learn, until :meth:`start_from`; arguments as there."""
+        self.start_from(transition)
+
     def await_estimate(self) -> None:
         """Be the identity until :meth:`start_from`, where this kind of T tells before and after; else stay as it is."""
 

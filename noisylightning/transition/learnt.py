@@ -18,7 +18,7 @@ class LearntTransition(Transition):
     Without an estimate it is learnt from the first step. With one, two stages: :meth:`await_estimate` makes it the
     identity, whose correction is the base loss to the last bit, and :meth:`start_from` lets it learn on from T-hat.
 
-    Beside the network's a T can drift far before the network has converged. ``pull`` holds it by
+    A T can drift far before the network has converged. ``pull`` holds it by
     ``pull * sum_ij T0_ij log(T0_ij / T_ij) / C``, T0 being what it began from.
 
     A softmax has no zeros: an entry that T-hat calls impossible begins at the smallest normal number of its dtype,
@@ -46,7 +46,10 @@ class LearntTransition(Transition):
     """
 
     start: Tensor
-    waiting: Tensor
+    held: Tensor
+
+    is_held: bool = False
+    """Whether T stays what it began from, and does not learn."""
 
     def __init__(self, num_classes: int, random_share: float = 0.5, pull: float = 0.0) -> None:
         super().__init__(num_classes)
@@ -58,11 +61,11 @@ class LearntTransition(Transition):
         start = (1 - random_share) * torch.eye(num_classes) + random_share / num_classes
         self.scores = nn.Parameter(torch.empty(num_classes, num_classes))
         self.register_buffer("start", start)
-        self.register_buffer("waiting", torch.zeros(()))  # 0 or 1: averages of weights take no bool
+        self.register_buffer("held", torch.zeros(()))  # 0 or 1: averages of weights take no bool
         self.start_from(start)
 
     def learnt(self) -> Tensor:
-        """T as the scores say, ``(C, C)``; what :meth:`to_dense` gives once T waits for no estimate."""
+        """T as the scores say, ``(C, C)``; what :meth:`to_dense` gives unless T is held."""
         return self.scores.softmax(dim=1)
 
     def scores_of(self, transition: Tensor) -> Tensor:
@@ -77,8 +80,8 @@ class LearntTransition(Transition):
         return transition.clamp(min=torch.finfo(transition.dtype).tiny).log()
 
     def to_dense(self) -> Tensor:
-        """T, shape ``(C, C)``: the identity as long as it waits for an estimate."""
-        return torch.eye(self.num_classes).to(self.start) if self.is_identity else self.learnt()
+        """T, shape ``(C, C)``; the identity as long as it waits for an estimate."""
+        return self.start if self.is_held else self.learnt()
 
     @property
     def waits(self) -> bool:  # type: ignore[override]
@@ -87,12 +90,20 @@ class LearntTransition(Transition):
 
     def await_estimate(self) -> None:
         """Be the identity, and do not learn, until :meth:`start_from`."""
-        self.waiting.fill_(1)
+        self.hold(torch.eye(self.num_classes))
+
+    @torch.no_grad()
+    def hold(self, transition: Tensor) -> None:
+        """Be this T, and do not learn, until :meth:`start_from`; arguments as there."""
+        self._check(transition)
+        self.start.copy_(transition)
+        self.held.fill_(1)
         self.notice_identity()
 
     def notice_identity(self) -> None:
-        """Bring :attr:`is_identity` up to date: T is the identity as long as it waits."""
-        self.is_identity = not self.waiting.is_meta and bool(self.waiting)
+        """Bring :attr:`is_held` and :attr:`is_identity` up to date; a T that learns is never taken for the identity."""
+        self.is_held = not self.held.is_meta and bool(self.held)
+        self.is_identity = self.is_held and torch.equal(self.start, torch.eye(self.num_classes).to(self.start))
 
     @torch.no_grad()
     def start_from(self, estimate: Tensor) -> None:
@@ -106,25 +117,28 @@ class LearntTransition(Transition):
             ValueError: It is not row-stochastic, not of this number of classes, cannot be inverted as asked, or is
                 none that this kind of T can be.
         """
-        validate_transition(estimate, self.num_classes)
-        if self.max_condition is not None:
-            check_condition(float(condition_number(estimate)), self.max_condition)
+        self._check(estimate)
         start = estimate.to(self.start)
         scores = self.scores_of(start)
         self.start.copy_(start)
         self.scores.copy_(scores)
-        self.waiting.zero_()
+        self.held.zero_()
         self.notice_identity()
 
+    def _check(self, transition: Tensor) -> None:
+        validate_transition(transition, self.num_classes)
+        if self.max_condition is not None:
+            check_condition(float(condition_number(transition)), self.max_condition)
+
     def penalty(self, logits: Tensor) -> Tensor | None:
-        """What holds T near what it began from; while T waits, a zero that depends on the scores.
+        """What pulls T to what it began from; while T is held, a zero that depends on the scores.
 
         Processes that train together wait for a gradient of every parameter. The zero gives one that moves none.
 
         Args:
             logits: The network's scores of the batch, ``(N, C, d1, ...)``.
         """
-        if self.is_identity:
+        if self.is_held:
             return 0 * self.scores.sum()
         if not self.pull:
             return None
@@ -133,7 +147,7 @@ class LearntTransition(Transition):
         return self.pull * divergence.sum() / self.num_classes
 
     def extra_repr(self) -> str:
-        """The number of classes, and what holds T."""
+        """The number of classes, the start and the pull."""
         return f"num_classes={self.num_classes}, random_share={self.random_share}, pull={self.pull}"
 
 
@@ -209,12 +223,12 @@ class VolumeMinimization(LearntTransition):
 
     def penalty(self, logits: Tensor) -> Tensor | None:
         """The logarithm of the volume, and what :class:`LearntTransition` adds."""
-        held = super().penalty(logits)
-        if self.is_identity:
-            return held
+        pulled = super().penalty(logits)
+        if self.is_held:
+            return pulled
         with torch.autocast(self.scores.device.type, enabled=False):
             volume = self.volume_weight * self.learnt().double().slogdet().logabsdet.to(self.start.dtype)
-        return volume if held is None else volume + held
+        return volume if pulled is None else volume + pulled
 
 
 class TransitionRevision(LearntTransition):
@@ -276,9 +290,9 @@ class TotalVariation(LearntTransition):
 
     def penalty(self, logits: Tensor) -> Tensor | None:
         """Minus the mean distance between neighbours in the batch, and what :class:`LearntTransition` adds."""
-        held = super().penalty(logits)
-        if self.is_identity:
-            return held
+        pulled = super().penalty(logits)
+        if self.is_held:
+            return pulled
         p = class_last(logits).softmax(dim=1)
         distance = (p - p.roll(1, dims=0)).abs().sum(dim=1).mean() / 2
-        return -self.separation * distance if held is None else held - self.separation * distance
+        return -self.separation * distance if pulled is None else pulled - self.separation * distance

@@ -158,13 +158,29 @@ def test_what_is_saved_says_whether_it_waits(kind):
     for saved in (waiting, learning):
         model = nn.ModuleDict({"correction": correction_of(kind(3))})
         state = correction_of(saved).state_dict()
-        assert sorted(state) == ["transition.scores", "transition.start", "transition.waiting"]
+        assert sorted(state) == ["transition.held", "transition.scores", "transition.start"]
         model.load_state_dict({f"correction.{name}": value for name, value in state.items()})
         loaded = copy.deepcopy(model)["correction"].T
         assert loaded.is_identity == saved.is_identity
         assert torch.equal(loaded.to_dense(), saved.to_dense())
     with pytest.raises(ValueError, match="build the model with the T that it was trained with"):
         ForwardCorrection(num_classes=3).load_state_dict(correction_of(learning).state_dict())
+
+
+@each_kind
+def test_held_it_is_a_fixed_matrix(kind):
+    transition = kind(4, pull=1.0).double()
+    correction, matrix = correction_of(transition), pairflip(4, 0.6, **DOUBLE)
+    correction.set_transition(matrix, learn=False)
+    logits, labels = problem()
+    fixed = type(correction)(matrix)
+    assert torch.equal(correction(logits, labels), fixed(logits, labels))
+    assert torch.equal(transition.to_dense(), matrix)
+    assert not transition.is_identity
+    correction(logits, labels).backward()
+    assert torch.equal(transition.scores.grad, torch.zeros(4, 4, **DOUBLE))
+    correction.set_transition(pairflip(4, 0.2, **DOUBLE))
+    assert transition.to_dense().requires_grad
 
 
 # Penalties
