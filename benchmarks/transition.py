@@ -38,7 +38,7 @@ from noisylightning import data as noises
 from noisylightning.data import MNISTDataModule
 from noisylightning.models import MLP, with_features
 from noisylightning.phases import Fit, Phase
-from noisylightning.plotting import draw_transition_errors
+from noisylightning.plotting import compare_transitions
 from noisylightning.predictions import Predictions
 from noisylightning.transition import VolumeMinimization, relative_l1_error
 
@@ -300,7 +300,9 @@ def pictures(runs: list[dict[str, Any]], output: Path) -> None:
     first = next((run for run in hard if run["method"] == "consensus"), None)
     if first is not None and "standard_error" in first:
         true = NOISES[HARD].transition(10)  # type: ignore[attr-defined]
-        figure = draw_transition_errors(torch.tensor(first["transition"]), true, torch.tensor(first["standard_error"]))
+        figure = compare_transitions(
+            torch.tensor(first["transition"]), true, standard_error=torch.tensor(first["standard_error"])
+        )
         figure.savefig(output.with_name("transition.png"), dpi=110)
 
     def points(method: str) -> list[float]:
