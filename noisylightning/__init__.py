@@ -14,7 +14,10 @@ from noisylightning.corrections import (
 from noisylightning.estimators import (
     AnchorEstimator,
     ClusterabilityEstimator,
+    ConfidentJointEstimator,
+    ConsensusEstimator,
     CostSensitiveEstimator,
+    DualTEstimator,
     SimplexEstimator,
     TransitionEstimator,
 )
@@ -26,8 +29,11 @@ __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
     "ClusterabilityEstimator",
+    "ConfidentJointEstimator",
+    "ConsensusEstimator",
     "Correction",
     "CostSensitiveEstimator",
+    "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
     "ForwardCorrection",

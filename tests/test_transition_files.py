@@ -39,6 +39,12 @@ def test_without_names_the_table_is_numbers_alone(tmp_path, estimate):
     np.testing.assert_allclose(np.loadtxt(tmp_path / "transition.csv", delimiter=","), estimate, atol=1e-7)
 
 
+def test_standard_errors_are_saved_beside(tmp_path, estimate):
+    publish_transition(estimate, symmetric(3, 0.2), tmp_path, standard_error=estimate / 100)
+    saved = np.load(tmp_path / "transition_standard_error.npy", allow_pickle=False)
+    assert np.array_equal(saved, (estimate / 100).numpy())
+
+
 @pytest.mark.parametrize("true", [None, symmetric(3, 0.2)])
 def test_loggers_of_pictures_get_one(tmp_path, estimate, true):
     """Of both kinds; a logger that takes none is left alone."""
@@ -60,3 +66,12 @@ def test_loggers_of_pictures_get_one(tmp_path, estimate, true):
     picture = tmp_path / "transition.png"
     assert seen == [("transition", [str(picture)], 7), ("transition", true is not None, 7)]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sparse_transition_is_a_file_of_its_own(tmp_path):
+    publish_transition(symmetric(3, 0.2).to_sparse(), None, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["transition.npz"]
+    assert load_transition(tmp_path / "transition.npz").to_dense().equal(symmetric(3, 0.2))
+    np.savez(tmp_path / "other.npz", probs=np.eye(3))
+    with pytest.raises(ValueError, match=r"no sparse transition matrix in .*other\.npz"):
+        load_transition(tmp_path / "other.npz")

@@ -75,7 +75,11 @@ def refuse_misfits(module: nn.Module) -> None:
 
 
 def _compare_shapes(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    owners = [name for name, child in module.named_modules() if isinstance(child, Correction)]
+    themselves = tuple(f"{name}.transition.".removeprefix(".") for name in owners)  # a T of parts checks them itself
     for name, value in module.state_dict().items():
+        if name.startswith(themselves):
+            continue
         saved = state.get(prefix + name)
         if not isinstance(saved, Tensor) or not isinstance(value, Tensor) or is_lazy(value):
             continue

@@ -12,7 +12,13 @@ from noisylightning.errors import BadValue, NotReady
 from noisylightning.functional.checks import check_inputs
 from noisylightning.functional.forward import noisy_log_posterior
 from noisylightning.losses import CrossEntropy, Loss
-from noisylightning.transition import DenseTransition, Transition, as_transition, validate_transition
+from noisylightning.transition import (
+    DenseTransition,
+    SparseTransition,
+    Transition,
+    as_transition,
+    validate_transition,
+)
 
 
 class Correction(nn.Module):
@@ -28,8 +34,9 @@ class Correction(nn.Module):
     Args:
         transition: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``: a tensor ``(C, C)``, which is copied,
             an :class:`torch.nn.Parameter`, which is kept and trained (see
-            :class:`~noisylightning.transition.DenseTransition`), the path of a ``.npy`` or ``.csv`` file, or a
-            :class:`~noisylightning.transition.Transition`.
+            :class:`~noisylightning.transition.DenseTransition`), the path of a ``.npy``, ``.csv`` or ``.npz`` file, or
+            a :class:`~noisylightning.transition.Transition`; a sparse tensor becomes a
+            :class:`~noisylightning.transition.SparseTransition`.
         num_classes: The number of classes C. If neither it nor T is given, :meth:`initialize` says it later.
         loss: The base loss. Default: cross-entropy.
 
@@ -103,17 +110,24 @@ class Correction(nn.Module):
         """Put the values of T in, in place.
 
         Args:
-            transition: T, row-stochastic, shape ``(C, C)``.
+            transition: T, row-stochastic, shape ``(C, C)``; a sparse one where the correction holds a sparse T, or as
+                yet none.
 
         Raises:
-            TypeError: T is no floating tensor, or the correction holds a T that is not dense.
+            TypeError: T is no floating tensor, or the correction holds a T that cannot take its values.
             ValueError: T is not row-stochastic, or not of this number of classes.
         """
         if self.T is None:
-            validate_transition(transition)
-            self.initialize(len(transition))
+            self._begin_like(transition)
         self.known_transition().start_from(transition)
         self.has_transition = True
+
+    def _begin_like(self, transition: Tensor) -> None:
+        if isinstance(transition, Tensor) and transition.layout != torch.strided:
+            self.T = SparseTransition(transition)
+            return
+        validate_transition(transition)
+        self.initialize(len(transition))
 
     def require_transition(self) -> None:
         """Raise unless a T was given, or none is used: with the identity a correction is its base loss under its name.

@@ -314,6 +314,14 @@ class NoisyDataModule(CheckpointedDataModule):
         """Training samples with noisy labels, augmented, in an order set by seed and epoch."""
         return self._shuffled(self._noisy_view(self.train_index, self.augmentation))
 
+    def fold_dataloader(self, index: Tensor) -> DataLoader[Any]:
+        """Some of the training samples, as :meth:`train_dataloader` gives all.
+
+        Args:
+            index: Their places in :meth:`load_train`, int64 of shape ``(M,)``.
+        """
+        return self._shuffled(self._noisy_view(index, self.augmentation))
+
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation samples with noisy labels, or the labels of :meth:`load_val` as they are, in order."""
         if self._val is not None:

@@ -3,13 +3,19 @@
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
 from noisylightning.estimators.clusterability import ClusterabilityEstimator
+from noisylightning.estimators.confident_joint import ConfidentJointEstimator
+from noisylightning.estimators.consensus import ConsensusEstimator
 from noisylightning.estimators.cost_sensitive import CostSensitiveEstimator
+from noisylightning.estimators.dual import DualTEstimator
 from noisylightning.estimators.simplex import SimplexEstimator
 
 __all__ = [
     "AnchorEstimator",
     "ClusterabilityEstimator",
+    "ConfidentJointEstimator",
+    "ConsensusEstimator",
     "CostSensitiveEstimator",
+    "DualTEstimator",
     "EstimatorFactory",
     "SimplexEstimator",
     "TransitionEstimator",

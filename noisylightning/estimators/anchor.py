@@ -1,20 +1,40 @@
 """The anchor-point ("perfect example") estimator of T."""
 
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from noisylightning.estimators.base import TransitionEstimator
-from noisylightning.functional.anchor import Quantile, anchors, check_quantile, surest_rows
+from noisylightning.estimators.base import LARGEST_KEPT, TransitionEstimator
+from noisylightning.functional.anchor import (
+    Quantile,
+    anchors,
+    check_quantile,
+    normalized_rows,
+    quantile_ranks,
+    replicated_anchors,
+    surest_rows,
+)
+from noisylightning.functional.anchor_survey import (
+    BINS,
+    count_bins,
+    find_rank,
+    merge_rows,
+    rows_below_rank,
+    rows_within,
+    surer,
+    surest_below,
+)
+from noisylightning.functional.bootstrap import bootstrap_weights
 from noisylightning.functional.probabilities import check_every_class
 from noisylightning.predictions.record import Predictions
 
 
-def _merge_rows(gathered: Tensor) -> Tensor:
+def _merge_surest(gathered: Tensor) -> Tensor:
     """Reduce each rank's surest rows, ``(world, C, C)``, to the surest of all ranks."""
-    return surest_rows(gathered.flatten(0, 1))
+    return reduce(surer, gathered)
 
 
 class AnchorEstimator(TransitionEstimator):
@@ -22,12 +42,15 @@ class AnchorEstimator(TransitionEstimator):
 
     It is :func:`~noisylightning.functional.anchor.anchor_transition`, fed batch by batch.
 
-    Memory: ``quantile=None`` keeps C rows; the others keep every prediction (4 N C bytes in float32).
+    Memory: ``quantile=None`` keeps C rows. The others keep every prediction (4 N C bytes in float32), or, where the
+    predictions are seen twice (more than 2^27 of them), 20 kB a class and the rows near the quantile. With
+    ``replicates`` every prediction is kept, and 8 bytes for each sample and replicate are needed.
 
     Args:
         num_classes: Number of classes C.
         quantile: Entries of class i's column at or above this quantile (of all N, method "higher") are left out:
             ``"auto"``, a number in (0, 1), or ``None`` to take the maximum itself.
+        replicates: Number of bootstrap replicates that standard errors are computed from; 0 for none.
         **kwargs: Passed on to :class:`torchmetrics.Metric`.
 
     Raises:
@@ -43,27 +66,106 @@ class AnchorEstimator(TransitionEstimator):
                 [0.3000, 0.7000]])
     """
 
+    rows: Tensor  # the surest of each class; in a second pass, below its bin
     probs: list[Tensor]
-    rows: Tensor
+    index: list[Tensor]
+    replicated_counts: Tensor
+    histogram: Tensor  # of the first pass, ``(C, BINS)``; none before it
+    surveyed: Tensor
+    kept_classes: list[Tensor]
+    kept_counts: list[Tensor]
+    kept_rows: list[Tensor]
+    bin: Tensor | None  # that each class's quantile lies in, once a first pass has told it
+    place: Tensor | None  # of the quantile within it
 
-    def __init__(self, num_classes: int, quantile: Quantile = "auto", **kwargs: Any) -> None:
-        super().__init__(num_classes, **kwargs)
+    def __init__(self, num_classes: int, quantile: Quantile = "auto", replicates: int = 0, **kwargs: Any) -> None:
+        super().__init__(num_classes, replicates, **kwargs)
         check_quantile(quantile)
         self.quantile = quantile
-        if quantile is None:
-            self.add_state("rows", torch.full((num_classes, num_classes), -1.0), dist_reduce_fx=_merge_rows)
-        else:
+        keeps = quantile is not None or replicates > 0
+        self._may_survey = quantile is not None and not replicates
+        if quantile is None or self._may_survey:
+            self.add_state("rows", torch.full((num_classes, num_classes), -1.0), dist_reduce_fx=_merge_surest)
+        if keeps:
             self.add_state("probs", [], dist_reduce_fx="cat")
+        if replicates:
+            replicated = torch.zeros(replicates, num_classes, dtype=torch.long)
+            self.add_state("replicated_counts", replicated, dist_reduce_fx="sum")
+            self.add_state("index", [], dist_reduce_fx="cat")
+        if self._may_survey:
+            self.add_state("histogram", torch.zeros(1, dtype=torch.long), dist_reduce_fx="sum")
+            self.add_state("surveyed", torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+            for name in ("kept_classes", "kept_counts", "kept_rows"):
+                self.add_state(name, [], dist_reduce_fx="cat")
+        self.register_buffer("bin", None, persistent=False)
+        self.register_buffer("place", None, persistent=False)
+
+    def wants_survey(self, num_examples: int) -> bool:
+        """Whether the predictions are more than it should keep."""
+        return self._may_survey and num_examples * self.num_classes > LARGEST_KEPT
+
+    def _survey(self, batch: Predictions) -> None:
+        if not self._may_survey:
+            super()._survey(batch)
+        if self.histogram.ndim == 1:
+            self.histogram = self.histogram.new_zeros(self.num_classes, BINS)
+        self.surveyed += torch.bincount(batch.noisy_labels, minlength=self.num_classes)
+        self.histogram += count_bins(batch.probs)
+
+    def _conclude(self) -> None:
+        assert self.quantile is not None
+        ranks = quantile_ranks(self.surveyed, self.quantile).to(self.histogram.device)
+        self.bin, self.place = find_rank(self.histogram, ranks)
 
     def _accumulate(self, batch: Predictions) -> None:
         probs = batch.probs
-        if self.quantile is not None:
+        if not len(probs):
+            return
+        if self.bin is not None:
+            self.rows = surer(self.rows.to(probs.dtype), surest_below(probs, self.bin))
+            self._keep(rows_within(probs, self.bin))
+            return
+        if self.quantile is None:
+            self.rows = surer(self.rows.to(probs.dtype), surest_rows(probs))
+        if self.quantile is not None or self.replicates:
             self.probs.append(probs)
-        elif len(probs):
-            self.rows = surest_rows(torch.cat([self.rows.to(probs.dtype), probs]))
+        if self.replicates:
+            self.index.append(batch.index)
+            weights = bootstrap_weights(batch.index, self.replicates)[:, 1:]
+            counts = torch.zeros_like(self.replicated_counts.t())
+            self.replicated_counts += counts.index_add(0, batch.noisy_labels, weights).t()
+
+    def _keep(self, found: tuple[Tensor, Tensor, Tensor]) -> None:
+        kept = (self.kept_classes, self.kept_counts, self.kept_rows)
+        for state, part in zip(kept, found, strict=True):
+            state.append(part)
+        lengths = [len(part) for part in self.kept_classes]
+        if sum(lengths[1:]) > max(lengths[0], self.num_classes):  # rows that agree in their entry are merged
+            for state, part in zip(kept, self._merged(), strict=True):
+                state[:] = [part]
+
+    def _merged(self) -> tuple[Tensor, Tensor, Tensor]:
+        return merge_rows(*map(dim_zero_cat, (self.kept_classes, self.kept_counts, self.kept_rows)))
+
+    def _anchors(self) -> Tensor:
+        check_every_class(self.class_counts)
+        if self.place is not None:
+            rows = rows_below_rank(self._merged(), self.rows, self.place, int(self.class_counts.sum()))
+            return normalized_rows(rows)
+        if self.quantile is None:
+            return normalized_rows(self.rows)
+        return anchors(dim_zero_cat(self.probs), self.class_counts, self.quantile)
 
     def compute(self) -> Tensor:
         """Return T-hat, ``(C, C)``, rows sum to one."""
+        return self._anchors()
+
+    def _replicated(self) -> Tensor:
         check_every_class(self.class_counts)
-        probs = self.rows if self.quantile is None else dim_zero_cat(self.probs)
-        return anchors(probs, self.class_counts, self.quantile)
+        weights = bootstrap_weights(dim_zero_cat(self.index), self.replicates)[:, 1:]
+        return replicated_anchors(dim_zero_cat(self.probs), weights, self.replicated_counts, self.quantile)
+
+    def reset(self) -> None:
+        """Begin anew, with a first pass where there was one."""
+        super().reset()
+        self.bin = self.place = None

@@ -1,6 +1,6 @@
 """What every estimator of T shares: a metric fed with predictions and noisy labels that computes T-hat."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -13,6 +13,9 @@ from noisylightning.functional.bootstrap import standard_deviation
 from noisylightning.plotting import draw_transition
 from noisylightning.predictions.record import Predictions
 
+LARGEST_KEPT = 2**27
+"""Probabilities that an estimator keeps at most, 512 MiB in float32, where it can do with two passes instead."""
+
 
 class TransitionEstimator(Metric):
     """Base class of the estimators of T, T[i, j] = p(noisy = j | clean = i).
@@ -20,6 +23,10 @@ class TransitionEstimator(Metric):
     An estimator is a :class:`torchmetrics.Metric`: feed it batch by batch, on one process or on many, and ``compute``
     gives the same T-hat. Subclasses write :meth:`_accumulate` and ``compute``, best as a thin shell over a pure
     function; :class:`~noisylightning.predictions.Predictions` has checked what comes in.
+
+    ``update`` with every batch is always enough. Some estimators keep the predictions then, and need little memory
+    where they see the same batches twice: first :meth:`survey` with each, :meth:`end_survey`, then ``update`` with
+    each. :func:`passes` does that where :meth:`wants_survey` says so; T-hat has the same bits either way.
 
     Args:
         num_classes: Number of classes C, at least 2.
@@ -30,15 +37,18 @@ class TransitionEstimator(Metric):
     Attributes:
         needs: What the estimator needs beyond probabilities and noisy labels: of ``"features"``, ``"clean_labels"``
             and ``"held_out"``, predictions of samples that the network was trained without.
+        rounds: How often a fit that says nothing else is to refine T-hat with networks that are trained with it.
 
     Raises:
-        ValueError: If ``num_classes`` is below 2, or ``replicates`` is 1 or negative.
+        ValueError: If ``num_classes`` is below 2, or ``replicates`` is 1 or negative, or not 0 for an estimator that
+            computes no standard errors.
     """
 
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
     needs: ClassVar[frozenset[str]] = frozenset()
+    rounds: ClassVar[int] = 0
 
     class_counts: Tensor
 
@@ -48,9 +58,32 @@ class TransitionEstimator(Metric):
             raise BadValue(f"num_classes must be at least 2, got {num_classes}.")
         if replicates < 0 or replicates == 1:
             raise BadValue(f"replicates must be 0, for no standard errors, or at least 2, got {replicates}.")
+        if replicates and type(self)._replicated is TransitionEstimator._replicated:
+            raise BadValue(f"{type(self).__name__} computes no standard errors: pass replicates=0.")
         self.num_classes = num_classes
         self.replicates = replicates
         self.add_state("class_counts", torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def wants_survey(self, num_examples: int) -> bool:
+        """Whether for so many samples, of all processes, the estimator would rather see them twice."""
+        return False
+
+    def survey(self, batch: Predictions) -> None:
+        """Take in one batch of a first pass; arguments and errors as in :meth:`update`."""
+        self._check(batch)
+        self._survey(batch)
+
+    def _survey(self, batch: Predictions) -> None:
+        """Add one batch to the states of the first pass."""
+        raise BadValue(f"{type(self).__name__} takes one pass over the predictions: call update alone.")
+
+    def end_survey(self) -> None:
+        """Conclude the first pass; every process must call it."""
+        with self.sync_context(self.dist_sync_fn, self.process_group, self._to_sync, self._should_unsync):
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """Keep, as plain attributes, what the second pass needs; the states are those of all processes."""
 
     def update(self, batch: Predictions) -> None:
         """Take in one batch.
@@ -61,6 +94,11 @@ class TransitionEstimator(Metric):
         Raises:
             ValueError: If it has another number of classes, several labels a sample, or lacks something.
         """
+        self._check(batch)
+        self.class_counts += torch.bincount(batch.noisy_labels, minlength=self.num_classes)
+        self._accumulate(batch)
+
+    def _check(self, batch: Predictions) -> None:
         name = type(self).__name__
         if batch.num_classes != self.num_classes:
             raise BadValue(
@@ -74,8 +112,6 @@ class TransitionEstimator(Metric):
             )
         if self.needs:
             check_needs(self, batch.known | {"held_out"})  # a batch may by chance hold no sample that was held out
-        self.class_counts += torch.bincount(batch.noisy_labels, minlength=self.num_classes)
-        self._accumulate(batch)
 
     def _accumulate(self, batch: Predictions) -> None:
         """Add one batch to the states."""
@@ -93,7 +129,7 @@ class TransitionEstimator(Metric):
 
     def _replicated(self) -> Tensor:
         """Return T-hat of each replicate, ``(replicates, C, C)``; the states are those of all processes."""
-        raise BadValue(f"{type(self).__name__} computes no standard errors: pass replicates=0.")
+        raise NotImplementedError
 
     def plot(self, val: Tensor | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
         """Draw T-hat as a heat map.
@@ -106,6 +142,32 @@ class TransitionEstimator(Metric):
             The figure and its axes.
         """
         return draw_transition(self.compute() if val is None else val, ax=ax)
+
+
+def passes(estimator: TransitionEstimator, num_examples: int) -> Iterator[Callable[[Predictions], None]]:
+    """Yield for each pass over the predictions, of one or two, what takes in its batches.
+
+    Args:
+        estimator: A new estimator.
+        num_examples: Number of samples, of all processes.
+
+    Yields:
+        A function of a batch; all batches must go through it before the next is asked for, on every process.
+
+    Example:
+        >>> from noisylightning import AnchorEstimator
+        >>> predictions = Predictions(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1, 1]))
+        >>> estimator = AnchorEstimator(2, quantile=None)
+        >>> for take in passes(estimator, len(predictions)):
+        ...     for batch in predictions.split(2):
+        ...         take(batch)
+        >>> estimator.compute().diagonal()
+        tensor([0.7311, 0.9526])
+    """
+    if estimator.wants_survey(num_examples):
+        yield estimator.survey
+        estimator.end_survey()
+    yield estimator.update
 
 
 EstimatorFactory: TypeAlias = Callable[[int], TransitionEstimator]

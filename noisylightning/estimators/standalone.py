@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from noisylightning import internals
@@ -18,26 +18,35 @@ from noisylightning.atomic import written_whole
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators.anchor import AnchorEstimator
-from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
+from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs, passes
 from noisylightning.estimators.clusterability import ClusterabilityEstimator
+from noisylightning.estimators.with_features import FeatureEstimator
+from noisylightning.functional.names import names_warning
 from noisylightning.models import record_features
-from noisylightning.plotting import draw_transition
+from noisylightning.plotting import compare_transitions
 from noisylightning.predictions.collect import known_of, places
-from noisylightning.predictions.record import ROWS, Predictions
+from noisylightning.predictions.record import Predictions
 from noisylightning.transition import relative_l1_error
+from noisylightning.transition_files import save_sparse
+
+_ENTRIES = 2**22  # probabilities in a batch of a file
 
 
 class _Feed(BasePredictionWriter):
-    """Feeds the predictions of a pass to an estimator; a writer, since Lightning tells those each sample's place."""
+    """Feeds the predictions of each pass to an estimator; a writer, since Lightning tells those each sample's place."""
 
     def __init__(
         self, estimator: TransitionEstimator, index: Tensor, held_out: Tensor, feature_layer: str | None
     ) -> None:
         super().__init__("batch")
         self.estimator = estimator
+        self.passes = passes(estimator, len(index))
+        self.take = next(self.passes, None)  # None after the last pass
         self.index, self.held_out = index, held_out
         self.feature_layer = feature_layer
         self.transition: Tensor | None = None
+        self.standard_error: Tensor | None = None
+        self.counts = estimator.class_counts
         self.recording = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +90,8 @@ class _Feed(BasePredictionWriter):
             if correction.needs_features:
                 of_samples["features"] = self._features_of_transition(len(prediction))
             found = replace(found, logits=correction.noisy_log_posterior(found.logits, **of_samples))
-        self.estimator.update(found)
+        assert self.take is not None
+        self.take(found)
 
     def _places(self, drawn: Sequence[int] | None, prediction: Tensor) -> dict[str, Tensor]:
         if drawn is None or len(drawn) != len(prediction):  # not one row a sample, or a loader that hides its samples
@@ -91,7 +101,13 @@ class _Feed(BasePredictionWriter):
         return {name: value.to(prediction.device) for name, value in places.items()}
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
+        self.recording.close()
+        self.take = next(self.passes, None)
+        if self.take is None:
+            self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
+            error = self.estimator.standard_error()
+            self.standard_error = trainer.strategy.broadcast(None if error is None else error.cpu())
+            self.counts = trainer.strategy.reduce(self.estimator.class_counts.clone(), reduce_op="sum").cpu()
 
 
 def estimate_with_trainer(
@@ -113,7 +129,8 @@ def estimate_with_trainer(
         model: A module whose ``predict_step`` returns p(clean | x), or p(noisy | x) where it has no correction.
         datamodule: Data module with an ``estimation_dataloader()`` and ``num_classes``.
         ckpt_path: Checkpoint to load; the weights as they are where it is left out.
-        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it, with replicates its standard errors too.
+            A sparse T-hat goes into a ``.npz`` file of that name.
         estimator: Makes the estimator from the number of classes.
         weights_only: Whether the checkpoint may hold plain data only.
         feature_layer: Name in ``model.named_modules()`` of the layer whose input are the features, for an estimator
@@ -133,13 +150,15 @@ def estimate_with_trainer(
     feed = _Feed(made, index, held_out, feature_layer)
     internals.callbacks(trainer).append(feed)
     try:
-        trainer.predict(model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
+        while feed.take is not None:
+            trainer.predict(model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
     finally:
         internals.callbacks(trainer).remove(feed)
         feed.recording.close()
     assert feed.transition is not None
     if trainer.is_global_zero:
-        _save(feed.transition, output, getattr(datamodule, "transition", None), len(index))
+        _save(feed.transition, output, getattr(datamodule, "transition", None), len(index), feed.standard_error)
+        _warn_of_names(feed.transition, feed.counts)
     return feed.transition
 
 
@@ -153,7 +172,8 @@ def estimate_from_predictions(
     Args:
         predictions: A ``.npz`` or ``.parquet`` file: ``probs``, p(noisy | x) of shape (N, C), or ``log_probs``; and
             ``noisy_labels``; see :class:`~noisylightning.predictions.Predictions`.
-        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it, with replicates its standard errors too.
+            A sparse T-hat goes into a ``.npz`` file of that name.
         estimator: Makes the estimator from the number of classes.
 
     Returns:
@@ -167,10 +187,12 @@ def estimate_from_predictions(
     loaded = Predictions.load(predictions)
     made = estimator(loaded.num_classes)
     check_needs(made, loaded.known)
-    for batch in loaded.split(ROWS):
-        made.update(batch)
+    for take in passes(made, len(loaded)):
+        for batch in loaded.split(max(1, _ENTRIES // loaded.num_classes)):
+            take(batch)
     transition: Tensor = made.compute()
-    _save(transition, output, None, len(loaded))
+    _save(transition, output, None, len(loaded), made.standard_error())
+    _warn_of_names(transition, made.class_counts)
     return transition
 
 
@@ -196,7 +218,7 @@ def estimate_from_data(
     """
     output = _checked_output(output)
     made = estimator(datamodule.num_classes)
-    if made.needs != {"features"}:
+    if not isinstance(made, FeatureEstimator):
         raise BadValue(
             f"{type(made).__name__} needs a network's predictions: give --model and --ckpt_path, or --predictions FILE,"
             " or choose ClusterabilityEstimator (--estimator), which needs none."
@@ -222,7 +244,8 @@ def estimate_from_data(
         made.update(Predictions(logits, labels, **known))
         begin += len(labels)
     transition: Tensor = made.compute()
-    _save(transition, output, getattr(datamodule, "transition", None), begin)
+    _save(transition, output, getattr(datamodule, "transition", None), begin, made.standard_error())
+    _warn_of_names(transition, made.class_counts)
     return transition
 
 
@@ -243,10 +266,25 @@ def _checked_output(output: str | Path) -> Path:
     return Path(output)
 
 
-def _save(transition: Tensor, output: Path, true: Tensor | None, num_examples: int) -> None:
-    with written_whole(output) as path:
-        np.save(path, transition.numpy(), allow_pickle=False)
-    with written_whole(output.with_suffix(".png")) as path:
-        draw_transition(transition, title="estimated T")[0].savefig(path, dpi=150)
+def _warn_of_names(transition: Tensor, noisy_counts: Tensor) -> None:
+    warning = names_warning(transition, noisy_counts)
+    if warning is not None:
+        rank_zero_warn(warning)
+
+
+def _save(
+    transition: Tensor, output: Path, true: Tensor | None, num_examples: int, standard_error: Tensor | None
+) -> None:
+    if transition.layout != torch.strided:
+        output = output.with_suffix(".npz")
+        save_sparse(transition, output)
+    else:
+        with written_whole(output) as path:
+            np.save(path, transition.numpy(), allow_pickle=False)
+        with written_whole(output.with_suffix(".png")) as path:
+            compare_transitions(transition, standard_error=standard_error).savefig(path, dpi=150)
+    if standard_error is not None:
+        with written_whole(output.with_name(f"{output.stem}_standard_error.npy")) as path:
+            np.save(path, standard_error.cpu().numpy(), allow_pickle=False)
     error = "" if true is None else f"; relative L1 error {relative_l1_error(transition, true.cpu()):.4f}"
     rank_zero_info(f"T estimated from {num_examples:,} examples{error}; saved as {output}.")

@@ -1,14 +1,15 @@
 """T-hat within a fit: the network runs over the estimation data, and an estimator over its predictions."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from noisylightning.errors import NotReady
-from noisylightning.estimators.base import TransitionEstimator, check_needs
+from noisylightning.errors import BadValue, NotReady
+from noisylightning.estimators.base import TransitionEstimator, check_needs, passes
 from noisylightning.models import record_features, require_logits
 from noisylightning.predictions.collect import (
     Predict,
@@ -18,8 +19,18 @@ from noisylightning.predictions.collect import (
     predictions,
     warn_of_randomness,
 )
+from noisylightning.predictions.record import ROWS, Predictions
 
-__all__ = ["Predict", "estimate", "estimation_loader", "feed", "rehearse", "warn_of_randomness"]
+__all__ = [
+    "Predict",
+    "collect",
+    "estimate",
+    "estimate_from",
+    "estimation_loader",
+    "feed",
+    "rehearse",
+    "warn_of_randomness",
+]
 
 
 def estimate(
@@ -52,6 +63,24 @@ def estimate(
     return transition
 
 
+def estimate_from(trainer: Trainer, record: Predictions, estimator: TransitionEstimator) -> Tensor:
+    """Return T-hat from predictions that every process has all of, on the CPU, the same bits on every process.
+
+    Args:
+        trainer: The trainer of the fit.
+        record: The predictions.
+        estimator: A new estimator.
+    """
+    estimator.distributed_available_fn = lambda: False  # nothing is to be gathered
+    with _together(trainer):
+        check_needs(estimator, record.known)
+        for take in passes(estimator, len(record)):
+            for batch in record.split(ROWS):
+                take(batch)
+    transition: Tensor = trainer.strategy.broadcast(estimator.compute().cpu())
+    return transition
+
+
 def feed(
     trainer: Trainer,
     module: LightningModule,
@@ -76,18 +105,52 @@ def feed(
         ValueError: If the estimator needs what the pass does not give, or the predictions are none.
     """
     estimator.to(module.device)
+    for take in passes(estimator, len(loader.dataset)):  # type: ignore[arg-type]
+        with _together(trainer):
+            check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
+            with inference(trainer, module), ExitStack() as recording:
+                features = None
+                if "features" in estimator.needs:
+                    features = recording.enter_context(record_features(module, feature_layer))
+                for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
+                    take(batch)
+
+
+def collect(
+    trainer: Trainer, module: LightningModule, loader: DataLoader[Any], predict: Predict, num_classes: int
+) -> Predictions:
+    """Run the network over the loader and return this process's share of its predictions, on the CPU.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts.
+        loader: What :func:`estimation_loader` gives.
+        predict: Maps the module and a batch to logits and noisy labels.
+        num_classes: The number of classes C.
+
+    Raises:
+        RuntimeError: If another process failed.
+        ValueError: If the predictions are none, or of other samples than the loader's.
+    """
+    with _together(trainer), inference(trainer, module):
+        batches = predictions(trainer, module, loader, predict, num_classes)
+        found = Predictions.concatenate([batch.to("cpu") for batch in batches])
+        if (found.index < 0).any():
+            raise BadValue(
+                "predict gives more or fewer rows than a batch has samples, so that nothing says which were held out:"
+                " choose an estimator without folds, or return a row a sample."
+            )
+    return found
+
+
+@contextmanager
+def _together(trainer: Trainer) -> Iterator[None]:
+    """Let an error on one process end them all: the collectives that follow are reached by all or by none."""
     failure: Exception | None = None
     try:
-        check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
-        with inference(trainer, module), ExitStack() as recording:
-            features = None
-            if "features" in estimator.needs:
-                features = recording.enter_context(record_features(module, feature_layer))
-            for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
-                estimator.update(batch)
+        yield
     except Exception as error:
         failure = error
-    # The collectives that follow are reached by all processes or by none.
     if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
         raise failure or NotReady("T could not be estimated: another process failed; see its message.")
 

@@ -3,6 +3,8 @@
 from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.checks import validate_target
+from noisylightning.functional.confident_joint import confident_joint_transition
+from noisylightning.functional.dual import dual_transition
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
 from noisylightning.functional.losses import (
     early_learning_regularization,
@@ -23,6 +25,14 @@ from noisylightning.functional.losses import (
     truncated_generalized_cross_entropy,
     unhinged_loss,
 )
+from noisylightning.functional.names import (
+    clean_priors,
+    decide_names,
+    exchangeable,
+    name_rows,
+    names_warning,
+    same_up_to_names,
+)
 from noisylightning.functional.posterior import clean_log_posterior, importance_weights
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
 from noisylightning.tensors import expectation, log_softmax, pick
@@ -33,7 +43,12 @@ __all__ = [
     "backward_cross_entropy",
     "bi_tempered_loss",
     "clean_log_posterior",
+    "clean_priors",
+    "confident_joint_transition",
+    "decide_names",
+    "dual_transition",
     "early_learning_regularization",
+    "exchangeable",
     "expectation",
     "focal_loss",
     "forward_cross_entropy",
@@ -47,12 +62,15 @@ __all__ = [
     "log_softmax",
     "log_tempered_softmax",
     "mean_absolute_error",
+    "name_rows",
+    "names_warning",
     "noisy_log_likelihood",
     "noisy_log_posterior",
     "normalized_cross_entropy",
     "pick",
     "ramp_loss",
     "reverse_cross_entropy",
+    "same_up_to_names",
     "savage_loss",
     "sigmoid_loss",
     "soft_bootstrap",

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from noisylightning.errors import BadValue
 from noisylightning.functional.label_mixture import LabelMixture, start_of
+from noisylightning.functional.names import name_rows
 from noisylightning.functional.neighbours import nearest_neighbours
 from noisylightning.functional.probabilities import check_every_class, check_noisy_labels
-from noisylightning.functional.row_order import row_order
 
 _BLOCK = 2**20  # entries of a table of samples and classes at a time
 _SHARES = (1.0, 0.5, 0.25, 0.125)
@@ -159,7 +159,7 @@ def _counted(tuples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _named(mixture: LabelMixture) -> LabelMixture:
     """Put the classes into the order in which the product of the diagonal is largest."""
-    order = row_order(mixture.tables[0])
+    order = name_rows(mixture.tables[0])
     return replace(mixture, prior=mixture.prior[order], tables=mixture.tables[:, order])
 
 

@@ -1,6 +1,6 @@
 """Run a network over the data that T is estimated on, within a fit."""
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -65,20 +65,32 @@ def warn_of_randomness(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
-def estimation_loader(trainer: Trainer, module: LightningModule, rehearsal: bool = False) -> DataLoader[Any]:
+def estimation_loader(
+    trainer: Trainer, module: LightningModule, rehearsal: bool = False, only: Callable[[Tensor], Tensor] | None = None
+) -> DataLoader[Any]:
     """Return this process's share of the estimation data: in order, nothing padded, nothing twice.
 
     The data is what ``estimation_dataloader()`` of the data module or the module gives, else the training data set. A
     rehearsal takes its first batch.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts.
+        rehearsal: Whether the first batch will do.
+        only: Says of the samples, by their places in the training data, which are taken; by default all are.
     """
     loader, _ = _estimation_source(trainer, module)
-    total, world = len(cast(Sized, loader.dataset)), trainer.world_size
+    chosen: Sequence[int] = range(len(cast(Sized, loader.dataset)))
+    if only is not None:
+        index, _ = places(trainer.datamodule, loader.dataset)  # type: ignore[attr-defined]
+        chosen = only(index).nonzero().flatten().tolist()
+    total, world = len(chosen), trainer.world_size
     if total < world:
         raise BadValue(f"T cannot be estimated from {total} examples on {world} processes: use fewer processes.")
     size = loader.batch_size
     if size is None and loader.batch_sampler is not None:
         size = getattr(loader.batch_sampler, "batch_size", 1)
-    share = range(trainer.global_rank, total, world)
+    share = chosen[trainer.global_rank :: world]
     return DataLoader(
         loader.dataset,
         batch_size=size,
@@ -189,8 +201,7 @@ def _outputs(
     """Yield logits, noisy labels, the samples' places in the data set and features if asked for, batch by batch."""
     quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
     transfer = _transfer(trainer, module)
-    share = cast(range, loader.sampler)
-    shares = torch.arange(share.start, share.stop, share.step).split(loader.batch_size or 1)
+    shares = torch.tensor(cast(Sequence[int], loader.sampler)).split(loader.batch_size or 1)
     batches = tqdm(loader, "Estimating T", disable=quiet, leave=False, delay=_PROGRESS_AFTER_SECONDS)
     for batch, drawn in zip(batches, shares, strict=True):
         batch = transfer(trainer.precision_plugin.convert_input(batch))

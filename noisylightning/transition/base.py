@@ -81,7 +81,7 @@ class Transition(nn.Module):
         """Take the values of an estimated T, in place.
 
         Args:
-            estimate: Row-stochastic, shape ``(C, C)``.
+            estimate: Row-stochastic, shape ``(C, C)``, dense or sparse.
 
         Raises:
             TypeError: This kind of T cannot, or the estimate is no floating tensor.
@@ -89,7 +89,7 @@ class Transition(nn.Module):
         """
         raise BadType(
             f"a {type(self).__name__} cannot take the values of a dense T: create the correction with num_classes "
-            "instead."
+            "instead, or, for a SparseTransition, estimate T with max_entries."
         )
 
     # Through T

@@ -62,8 +62,8 @@ def relative_l1_error(estimate: Tensor, true: Tensor) -> Tensor:
     """The error of an estimated T as published tables give it: ``sum |T_hat - T| / sum T``.
 
     Args:
-        estimate: T-hat, shape ``(C, C)``.
-        true: T, shape ``(C, C)``.
+        estimate: T-hat, shape ``(C, C)``, dense or sparse.
+        true: T, shape ``(C, C)``, dense or sparse.
 
     Returns:
         A scalar, 0 for a perfect estimate and at most 2 for row-stochastic ones.
@@ -77,6 +77,8 @@ def relative_l1_error(estimate: Tensor, true: Tensor) -> Tensor:
     """
     if estimate.shape != true.shape:
         raise BadValue(f"the estimate has shape {tuple(estimate.shape)} but the true T {tuple(true.shape)}.")
+    if estimate.layout != true.layout:
+        estimate, true = estimate.to_dense(), true.to_dense()
     return (estimate - true).abs().sum() / true.sum()
 
 

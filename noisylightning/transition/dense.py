@@ -11,6 +11,7 @@ from noisylightning.errors import BadType, BadValue
 from noisylightning.transition.base import Transition
 from noisylightning.transition.check import invert_transition, validate_transition
 from noisylightning.transition.load import load_transition
+from noisylightning.transition.sparse import SparseTransition
 
 
 class DenseTransition(Transition):
@@ -98,12 +99,14 @@ class DenseTransition(Transition):
         """Take the values of an estimated T, in place; a T whose inverse is refused leaves the old one.
 
         Args:
-            estimate: Row-stochastic, shape ``(C, C)``.
+            estimate: Row-stochastic, shape ``(C, C)``; a sparse one is written out.
 
         Raises:
             TypeError: It is no floating tensor.
             ValueError: It is not row-stochastic, not of this number of classes, or cannot be inverted as asked.
         """
+        if isinstance(estimate, Tensor) and estimate.layout != torch.strided:
+            estimate = estimate.to_dense()
         validate_transition(estimate, self.num_classes)
         old = self.matrix.clone()
         self.matrix.copy_(estimate)
@@ -140,7 +143,8 @@ def as_transition(
     """A T, from a tensor, from the file that holds one, or as it is.
 
     Args:
-        transition: A tensor ``(C, C)``, the path of a ``.npy`` or ``.csv`` file, or a :class:`Transition`.
+        transition: A tensor ``(C, C)``, dense or sparse, the path of a ``.npy``, ``.csv`` or ``.npz`` file, or a
+            :class:`Transition`.
         num_classes: The C that it must have, if that is known.
         copy: Whether a tensor is checked and copied; if not, its values are looked at as they are, for one call.
 
@@ -156,6 +160,8 @@ def as_transition(
         return DenseTransition.view(transition)
     if isinstance(transition, str | Path):
         transition = load_transition(transition)
+    if isinstance(transition, Tensor) and transition.layout != torch.strided:
+        transition = SparseTransition(transition)
     if not isinstance(transition, Transition):
         transition = DenseTransition(transition)
     if num_classes not in (None, transition.num_classes):

@@ -16,17 +16,18 @@ from noisylightning.transition.check import validate_transition
 
 
 def load_transition(path: str | Path, *, dtype: torch.dtype | None = None) -> Tensor:
-    r"""Read T from a ``.npy`` or a comma-separated ``.csv`` file.
+    r"""Read T from a ``.npy`` or a comma-separated ``.csv`` file, or a sparse one from a ``.npz`` file.
 
     A ``.csv`` file holds the C rows of T, or names its classes: then a first row ``,name,name,...`` goes before them,
-    whose first cell is no number, and each row begins with its class's name.
+    whose first cell is no number, and each row begins with its class's name. A ``.npz`` file is one of
+    :func:`scipy.sparse.save_npz`, as a sparse T-hat is saved.
 
     Args:
         path: The file.
         dtype: Default: torch's default dtype.
 
     Returns:
-        Row-stochastic T, shape ``(C, C)``.
+        Row-stochastic T, shape ``(C, C)``; a sparse tensor from a ``.npz`` file.
 
     Raises:
         FileNotFoundError: No such file.
@@ -41,10 +42,12 @@ def load_transition(path: str | Path, *, dtype: torch.dtype | None = None) -> Te
                 [0.2000, 0.8000]])
     """
     path = Path(path)
-    if path.suffix not in (".npy", ".csv"):
-        raise BadValue(f"a transition matrix is read from a .npy or .csv file, got {str(path)!r}.")
+    if path.suffix not in (".npy", ".csv", ".npz"):
+        raise BadValue(f"a transition matrix is read from a .npy, .csv or .npz file, got {str(path)!r}.")
     if not path.is_file():
         raise NoSuchFile(f"no transition matrix at {str(path)!r}: check the path, or write T there first.")
+    if path.suffix == ".npz":
+        return _read_sparse(path, dtype or torch.get_default_dtype())
     try:
         array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_table(path)
         transition = torch.from_numpy(np.asarray(array, dtype=np.float64)).to(dtype or torch.get_default_dtype())
@@ -52,6 +55,18 @@ def load_transition(path: str | Path, *, dtype: torch.dtype | None = None) -> Te
     except (TypeError, ValueError) as error:
         raise BadValue(f"no transition matrix in {str(path)!r}: {error}") from None
     return transition
+
+
+def _read_sparse(path: Path, dtype: torch.dtype) -> Tensor:
+    from scipy.sparse import load_npz  # type: ignore[import-untyped]  # takes long, and few need it
+
+    try:
+        matrix = load_npz(path).tocoo()
+        indices = torch.from_numpy(np.stack([matrix.row, matrix.col]).astype(np.int64))
+        values = torch.from_numpy(matrix.data).to(dtype)
+        return torch.sparse_coo_tensor(indices, values, matrix.shape, check_invariants=True).coalesce()
+    except (OSError, TypeError, ValueError, KeyError) as error:
+        raise BadValue(f"no sparse transition matrix in {str(path)!r}: {error}") from None
 
 
 def _read_table(path: Path) -> NDArray[np.float64]:

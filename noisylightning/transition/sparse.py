@@ -23,11 +23,12 @@ class SparseTransition(StructuredTransition):
     for a larger group are found by iterating on the diagonal, which must be above 1/2.
 
     Args:
-        matrix: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, ``(C, C)``, in any sparse layout of torch.
+        matrix: T, row-stochastic, ``T[i, j] = p(noisy = j | clean = i)``, ``(C, C)``, in any sparse layout of torch; or
+            the number of classes C, for the identity, which awaits an estimate.
 
     Raises:
         TypeError: The matrix is not a sparse floating tensor.
-        ValueError: It is not square, or not row-stochastic.
+        ValueError: It is not square, or not row-stochastic; or there are fewer than two classes.
 
     Example:
         >>> from noisylightning.transition import pairflip
@@ -39,7 +40,11 @@ class SparseTransition(StructuredTransition):
     inverse: "Columns | None"  # T^-1
     inverse_by_rows: "Columns | None"  # T^-1 transposed
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor | int) -> None:
+        if isinstance(matrix, int):
+            classes = torch.arange(matrix)
+            self._hold(classes, classes, torch.ones(matrix), matrix)
+            return
         if not isinstance(matrix, Tensor) or matrix.layout == torch.strided or not matrix.is_floating_point():
             raise BadType(
                 "a SparseTransition takes a floating sparse tensor, matrix.to_sparse(); pass a dense T as is."
@@ -56,6 +61,40 @@ class SparseTransition(StructuredTransition):
         _check_rows(self.columns)
         self.inverse = self.inverse_by_rows = None
         self.iterations = 0
+        self.notice_identity()
+
+    def notice_identity(self) -> None:
+        """Bring :attr:`is_identity` up to date."""
+        columns = self.columns
+        self.is_identity = not columns.value.is_meta and bool(
+            len(columns.value) == self.num_classes
+            and (columns.index == columns.key()).all()
+            and (columns.value == 1).all()
+        )
+
+    @torch.no_grad()
+    def start_from(self, estimate: Tensor) -> None:
+        """Take the entries of an estimated sparse T, in place; a T whose inverse is refused leaves the old one.
+
+        Args:
+            estimate: Row-stochastic, shape ``(C, C)``, in any sparse layout of torch.
+
+        Raises:
+            TypeError: It is not a sparse floating tensor.
+            ValueError: It is not row-stochastic, not of this number of classes, or cannot be inverted as asked.
+        """
+        if isinstance(estimate, Tensor) and estimate.layout == torch.strided:
+            super().start_from(estimate)
+        found = SparseTransition(estimate.to(self.columns.value))
+        if found.num_classes != self.num_classes:
+            raise BadValue(
+                f"the estimated T is for {found.num_classes} classes but {self.num_classes} are expected: pass the T of"
+                " this data set."
+            )
+        if self.max_condition is not None:
+            found.factorize(self.max_condition)
+        self.columns, self.inverse, self.inverse_by_rows = found.columns, found.inverse, found.inverse_by_rows
+        self.iterations, self.is_identity = found.iterations, found.is_identity
 
     def log_likelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``log (p T)_y``, p the softmax: from scores ``(M, C)`` and classes ``(M,)`` to ``(M,)``."""

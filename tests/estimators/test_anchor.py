@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisylightning.estimators import AnchorEstimator
+from noisylightning.functional import anchor_transition
+from noisylightning.functional.bootstrap import bootstrap_weights
 from noisylightning.predictions import Predictions
 from noisylightning.transition import relative_l1_error, symmetric
 
@@ -20,6 +22,16 @@ def posterior(
     labels = torch.multinomial(probs, 1, generator=generator).flatten()
     labels[:num_classes] = torch.arange(num_classes)
     return probs, labels
+
+
+def fed(estimator, predictions, twice=False, size=64):
+    if twice:
+        for batch in predictions.split(size):
+            estimator.survey(batch)
+        estimator.end_survey()
+    for batch in predictions.split(size):
+        estimator.update(batch)
+    return estimator
 
 
 def reference(probs: np.ndarray, labels: np.ndarray, quantile: float | str | None) -> np.ndarray:
@@ -162,3 +174,101 @@ def test_impossible_quantiles_are_refused(quantile):
 def test_too_few_classes_are_refused():
     with pytest.raises(ValueError, match="at least 2, got 1"):
         AnchorEstimator(1)
+
+
+def tables() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 5, generator=generator)
+    tied = (3 * logits).softmax(dim=1).mul(8).round() + 1
+    return {
+        "random": (3 * logits).softmax(dim=1),
+        "random in double": (3 * logits.double()).softmax(dim=1),
+        "tied": tied / tied.sum(dim=1, keepdim=True),
+        "saturated": (30 * logits).softmax(dim=1),
+    }
+
+
+@pytest.mark.parametrize("quantile", ["auto", 0.5, 0.97, 0.05])
+@pytest.mark.parametrize("kind", ["random", "random in double", "tied", "saturated"])
+def test_two_passes_give_the_same_bits_as_one(kind, quantile):
+    probs = tables()[kind]
+    labels = torch.multinomial(probs, 1, generator=torch.Generator().manual_seed(1)).flatten()
+    predictions = Predictions.from_probs(probs, labels)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(2))
+    one = fed(AnchorEstimator(5, quantile), predictions)
+    two = fed(AnchorEstimator(5, quantile), predictions.select(order), twice=True, size=33)
+    try:
+        expected = one.compute()
+    except ValueError as error:
+        with pytest.raises(ValueError, match="below its quantile"):
+            two.compute()
+        assert "below its quantile" in str(error)  # noqa: PT017
+    else:
+        assert torch.equal(two.compute(), expected)
+        assert two.compute().dtype == expected.dtype
+
+
+def test_two_processes_in_two_passes_give_what_one_does_in_one():
+    predictions = Predictions.from_probs(*posterior(600, 5, seed=3))
+    halves = [predictions.select(slice(k, None, 2)) for k in range(2)]
+    estimators = [AnchorEstimator(5) for _ in halves]
+    for estimator, half in zip(estimators, halves, strict=True):
+        estimator.survey(half)
+    for estimator in estimators:
+        estimator.bin, estimator.place = merged(*estimators, "histogram", "surveyed")
+    for estimator, half in zip(estimators, halves, strict=True):
+        for batch in half.split(50):
+            estimator.update(batch)
+    merged(*estimators, "rows", "class_counts", "kept_classes", "kept_counts", "kept_rows")
+    assert torch.equal(estimators[0].compute(), fed(AnchorEstimator(5), predictions).compute())
+
+
+def merged(first: AnchorEstimator, second: AnchorEstimator, *names: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bins and places that follow from states of two processes; the first has them then."""
+    whole = first if "rows" in names else AnchorEstimator(5)
+    for name in names:
+        mine, other, reduction = getattr(first, name), getattr(second, name), first._reductions[name]
+        joined = [*mine, *other] if isinstance(mine, list) else reduction(torch.stack([mine, other]))
+        setattr(whole, name, joined)
+    if "histogram" in names:
+        whole._conclude()
+    return whole.bin, whole.place
+
+
+def test_two_passes_keep_few_rows_even_where_the_network_is_saturated():
+    probs, labels = posterior(4000, 4, seed=0, sharpness=40.0)
+    estimator = fed(AnchorEstimator(4, 0.9), Predictions.from_probs(probs, labels), twice=True, size=40)
+    assert sum(len(part) for part in estimator.kept_rows) < 100
+    estimator.reset()
+    assert estimator.bin is None
+
+
+def test_it_wants_two_passes_where_there_is_much_to_keep():
+    assert not AnchorEstimator(10).wants_survey(60_000)
+    assert AnchorEstimator(1000).wants_survey(1_000_000)
+    assert not AnchorEstimator(1000, quantile=None).wants_survey(1_000_000)
+    assert not AnchorEstimator(1000, replicates=10).wants_survey(1_000_000)
+    with pytest.raises(ValueError, match="takes one pass over the predictions: call update alone"):
+        AnchorEstimator(3, quantile=None).survey(Predictions(torch.zeros(3, 3), torch.arange(3)))
+
+
+@pytest.mark.parametrize("quantile", [None, 0.8, "auto"])
+@pytest.mark.parametrize("kind", ["random", "tied"])
+def test_replicates_are_estimates_from_repeated_samples(kind, quantile):
+    probs = tables()[kind]
+    labels = torch.multinomial(probs, 1, generator=torch.Generator().manual_seed(1)).flatten()
+    predictions = Predictions.from_probs(probs, labels)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(2))
+    estimator = fed(AnchorEstimator(5, quantile, replicates=6), predictions.select(order), size=33)
+    expected = []
+    for times in bootstrap_weights(torch.arange(400), 6)[:, 1:].unbind(dim=1):
+        repeated = predictions.select(torch.arange(400).repeat_interleave(times))
+        expected.append(anchor_transition(repeated.probs, repeated.noisy_labels, quantile=quantile))
+    assert torch.equal(estimator.standard_error(), torch.stack(expected).double().std(dim=0).float())
+
+
+def test_standard_errors_that_cannot_be_had_are_refused():
+    probs = torch.tensor([[0.6, 0.4], [0.5, 0.5], [0.5, 0.5], [0.4, 0.6]])
+    estimator = fed(AnchorEstimator(2, 0.9, replicates=50), Predictions.from_probs(probs, torch.tensor([0, 0, 1, 1])))
+    with pytest.raises(ValueError, match="There are no standard errors: no prediction for class"):
+        estimator.standard_error()

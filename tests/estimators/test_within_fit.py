@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from toy import CLASSES, FeatureMeans, ForeignClassifier, ToyData, classifier, means_by_hand, trainer
 
-from noisylightning import AnchorEstimator, EstimateTransitionCallback, ForwardCorrection
+from noisylightning import (
+    AnchorEstimator,
+    ConfidentJointEstimator,
+    DualTEstimator,
+    EstimateTransitionCallback,
+    ForwardCorrection,
+)
 from noisylightning.data import ArrayDataModule
 from noisylightning.predictions import Predictions
 
@@ -117,3 +123,21 @@ def test_a_network_that_begins_with_zeros_is_not_refused(tmp_path):
     callback = EstimateTransitionCallback(1, estimate_from="last", **FOREIGN)
     trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
     assert callback.transition is not None
+
+
+@pytest.mark.parametrize("estimator", [AnchorEstimator, DualTEstimator, ConfidentJointEstimator])
+def test_two_passes_within_a_fit_give_what_one_gives(tmp_path, estimator, monkeypatch):
+    def transition():
+        data = ToyData()
+        data.train_index = torch.arange(48)
+        callback = EstimateTransitionCallback(6, estimate_from="last", estimator=estimator)
+        trainer(tmp_path, [callback], max_epochs=7).fit(classifier(), data)
+        return callback.transition
+
+    one = transition()
+    for module in ("anchor", "confident_joint"):
+        monkeypatch.setattr(f"noisylightning.estimators.{module}.LARGEST_KEPT", 1)
+    ended = []
+    monkeypatch.setattr(estimator, "end_survey", lambda self, end=estimator.end_survey: ended.append(end(self)))
+    assert torch.equal(transition(), one)
+    assert len(ended) == 2  # of the rehearsal and of the pass

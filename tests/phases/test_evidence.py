@@ -45,3 +45,13 @@ def test_classes_count_by_their_shares():
     transition = torch.tensor([[1.0, 0.0], [0.4, 0.6]])
     assert doubt(transition, torch.tensor([90, 10]), accuracy=0.95) is None
     assert doubt(transition, torch.tensor([10, 90]), accuracy=0.95) is not None
+
+
+@given(seed=st.integers(0, 2**16), accuracy=st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_a_sparse_transition_is_doubted_as_the_dense_one(seed, accuracy):
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.rand(5, 5, generator=generator) ** 3 * (torch.rand(5, 5, generator=generator) < 0.6) + 1e-3
+    dense[:, 2:] *= torch.rand(5, 3, generator=generator) < 0.7
+    dense = dense / dense.sum(dim=1, keepdim=True)
+    assert doubt(dense.to_sparse(), accuracy=accuracy) == doubt(dense, accuracy=accuracy)

@@ -94,7 +94,7 @@ def test_load_is_the_inverse_of_save(tmp_path, suffix):
 
 
 def test_load_refuses(tmp_path):
-    with pytest.raises(ValueError, match=r"\.npy or \.csv"):
+    with pytest.raises(ValueError, match=r"\.npy, \.csv or \.npz"):
         tr.load_transition(tmp_path / "T.pt")
     with pytest.raises(FileNotFoundError, match=r"T\.npy"):
         tr.load_transition(tmp_path / "T.npy")

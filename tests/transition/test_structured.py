@@ -426,3 +426,44 @@ def test_no_use_of_a_sparse_transition_warns():
         warnings.simplefilter("error")
         BackwardCorrection(STRUCTURED["sparse"]())(logits, logits.softmax(1))
         ForwardCorrection(STRUCTURED["sparse"]())(logits, target)
+
+
+def test_a_sparse_transition_takes_a_sparse_estimate():
+    transition = SparseTransition(5)
+    assert transition.is_identity
+    transition.factorize(100.0)
+    transition.start_from(pairflip(5, 0.2).to_sparse())
+    assert not transition.is_identity
+    assert transition.to_dense().equal(pairflip(5, 0.2))
+    torch.testing.assert_close(
+        transition.inverse_rows(torch.arange(5), torch.float32), torch.linalg.inv(pairflip(5, 0.2)), atol=1e-5, rtol=0
+    )
+    with pytest.raises(ValueError, match="condition number"):
+        transition.start_from(torch.full((5, 5), 0.2).to_sparse())
+    assert transition.to_dense().equal(pairflip(5, 0.2))
+    transition.start_from(torch.eye(5).to_sparse())
+    assert transition.is_identity
+
+
+@pytest.mark.parametrize(
+    ("estimate", "error", "message"),
+    [
+        (torch.eye(3), TypeError, "SparseTransition cannot take the values of a dense T.*estimate T with max_entries"),
+        (torch.eye(4).to_sparse(), ValueError, "for 4 classes but 3 are expected"),
+        (torch.ones(3, 3).to_sparse(), ValueError, "sums to 3, not to one"),
+    ],
+)
+def test_what_is_no_sparse_estimate_is_refused(estimate, error, message):
+    with pytest.raises(error, match=message):
+        SparseTransition(3).start_from(estimate)
+
+
+def test_a_correction_takes_a_sparse_tensor_as_it_is():
+    sparse = pairflip(4, 0.3).to_sparse()
+    given, awaiting, dense = ForwardCorrection(sparse), ForwardCorrection(), ForwardCorrection(num_classes=4)
+    awaiting.set_transition(sparse)
+    dense.set_transition(sparse)
+    assert isinstance(given.T, SparseTransition)
+    assert isinstance(awaiting.T, SparseTransition)
+    for correction in (given, awaiting, dense):
+        assert correction.transition.equal(pairflip(4, 0.3))
