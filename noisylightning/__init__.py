@@ -13,10 +13,13 @@ from noisylightning.corrections import (
 )
 from noisylightning.estimators import (
     AnchorEstimator,
+    ClusterabilityEstimator,
     ConfidentJointEstimator,
     ConsensusEstimator,
+    CostSensitiveEstimator,
     CrowdEstimator,
     DualTEstimator,
+    SimplexEstimator,
     TransitionEstimator,
     TrustedDataEstimator,
 )
@@ -27,9 +30,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
+    "ClusterabilityEstimator",
     "ConfidentJointEstimator",
     "ConsensusEstimator",
     "Correction",
+    "CostSensitiveEstimator",
     "CrowdEstimator",
     "DualTEstimator",
     "EstimateTransitionCallback",
@@ -39,6 +44,7 @@ __all__ = [
     "KnownTransitionCallback",
     "NoCorrection",
     "NoisyLabelClassifier",
+    "SimplexEstimator",
     "TransitionEstimator",
     "TrustedDataEstimator",
 ]

@@ -35,12 +35,14 @@ from pytorch_lightning.cli import LightningCLI
 import noisylightning.corrections
 import noisylightning.losses
 from noisylightning.cli import NoisyLightningCLI, main
+from noisylightning.cli.parser import Parser
 from noisylightning.data import IMDBDataModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OLDER = {"cross_entropy", "forward_known", "forward_estimated", "backward_estimated"}  # whole runs
 NOISES = sorted(path.stem for path in (CONFIGS / "noise").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
+ESTIMATORS = sorted(path.stem for path in (CONFIGS / "estimators").glob("*.yaml"))
 NEED_BOUNDS = {"unhinged", "sigmoid", "ramp"}
 TABLE_OF_THE_PAPER = {
     "cross_entropy", "unhinged", "sigmoid", "savage", "bootstrap_soft", "bootstrap_hard", "backward_known",
@@ -156,6 +158,8 @@ def test_noises_methods_and_bounds_set_no_key_in_common():
     bounds = set().union(
         *(keys_of(str(path.relative_to(CONFIGS).with_suffix(""))) for path in CONFIGS.glob("*/bounded/*.yaml"))
     )
+    estimator = set().union(*(keys_of(f"estimators/{name}") for name in ESTIMATORS))
+    assert estimator == {"trainer.callbacks.estimator"}
     assert noise == {"data.init_args.noise"}
     assert method == {"model.init_args.correction", "trainer.callbacks+", "data.init_args.with_index"}
     assert bounds == {"model.init_args.backbone"}
@@ -189,6 +193,7 @@ def parser():
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_class=Parser,
             run=False,
             args=[*stack("digits/mlp"), "--trainer.accelerator=cpu"],
         )
@@ -285,6 +290,28 @@ def test_the_stacks_built_hold_every_pair():
     assert {(network, noise) for network, noise, _ in built} == networks_noises
     assert {(network, method) for network, _, method in built} == set(product(NETWORKS, METHODS))
     assert {(noise, method) for _, noise, method in built} == set(product([None, *NOISES], METHODS))
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method.endswith("_estimated")])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_an_estimator_stacks_after_a_method_and_changes_nothing_else(estimator, method, parser, parsed):
+    alone, chosen = (
+        parsed("digits/mlp", f"methods/{method}", each).clone() for each in (None, f"estimators/{estimator}")
+    )
+    for config in (alone, chosen):
+        config.pop("config")
+    callback = parser.instantiate_classes(chosen).trainer.callbacks[-1]
+    named = yaml.safe_load((CONFIGS / f"estimators/{estimator}.yaml").read_text())["trainer"]["callbacks"]["estimator"]
+    name = named if isinstance(named, str) else named["class_path"]
+    assert type(callback.estimator(10)).__name__ == name.rpartition(".")[2]
+    chosen.trainer.callbacks[-1].init_args.estimator = alone.trainer.callbacks[-1].init_args.estimator
+    assert chosen == alone
+
+
+@pytest.mark.parametrize("fragments", [["digits/mlp"], ["digits/mlp", "methods/cross_entropy"], []])
+def test_an_estimator_without_a_method_is_refused_in_one_sentence(fragments):
+    with pytest.raises(SystemExit, match="estimator is no argument of the callback that was added last"):
+        main(["fit", *stack(*fragments, "estimators/dual_t"), "--print_config"])
 
 
 @pytest.mark.parametrize("network", NETWORKS)

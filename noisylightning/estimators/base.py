@@ -140,8 +140,11 @@ class TransitionEstimator(Metric):
         """
         if not self.replicates:
             return None
-        with self.sync_context(self.dist_sync_fn, self.process_group, self._to_sync, self._should_unsync):
+        self.sync(self.dist_sync_fn, self.process_group, self._to_sync)
+        try:
             return standard_deviation(self._replicated()).float()
+        finally:  # torchmetrics' own context leaves the states of all processes behind where something is raised
+            self.unsync(self._is_synced and self._should_unsync)
 
     def _replicated(self) -> Tensor:
         """Return T-hat of each replicate, ``(replicates, C, C)``; the states are those of all processes."""

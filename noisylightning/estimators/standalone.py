@@ -1,4 +1,4 @@
-"""T-hat without a fit: from a checkpoint, by a prediction pass of its own, or from a file of predictions."""
+"""T-hat without a fit: from a checkpoint, by a pass of its own, from a file of predictions, or from data alone."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,6 +19,7 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs, passes
+from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.functional.names import names_warning
 from noisylightning.models import record_features
 from noisylightning.plotting import compare_transitions
@@ -148,13 +149,7 @@ def estimate_with_trainer(
         ValueError: If the data module has no such loader, ``output`` is no ``.npy`` file, or T cannot be estimated.
     """
     output = _checked_output(output)
-    if not hasattr(datamodule, "estimation_dataloader"):
-        raise BadValue(
-            f"{type(datamodule).__name__} has no estimation_dataloader(): give it one, un-augmented and in order."
-        )
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    loader = datamodule.estimation_dataloader()
+    loader = _loader(datamodule)
     index, held_out = places(datamodule, loader.dataset)
     made = estimator(datamodule.num_classes)
     check_needs(made, known_of(datamodule, loader.dataset))
@@ -214,6 +209,69 @@ def estimate_from_predictions(
     _save(transition, output, None, len(loaded), made.standard_error())
     _warn_of_names(transition, made.class_counts)
     return transition
+
+
+def estimate_from_data(
+    datamodule: Any,
+    output: str | Path = "transition.npy",
+    estimator: EstimatorFactory = ClusterabilityEstimator,
+) -> Tensor:
+    """Estimate T from data alone, without a network: the features are the inputs, flattened.
+
+    Args:
+        datamodule: Data module with an ``estimation_dataloader()`` and ``num_classes``.
+        output: Where T-hat goes, a ``.npy`` file; its heat map goes beside it.
+        estimator: Makes the estimator from the number of classes; one that needs features and no predictions.
+
+    Returns:
+        T-hat, ``(C, C)``.
+
+    Raises:
+        TypeError: If batches are no pairs of floating inputs and labels.
+        ValueError: If the data module has no such loader, the estimator needs a network, ``output`` is no ``.npy``
+            file, or T cannot be estimated.
+    """
+    output = _checked_output(output)
+    made = estimator(datamodule.num_classes)
+    if made.needs != {"features"}:
+        raise BadValue(
+            f"{type(made).__name__} needs a network's predictions: give --model and --ckpt_path, or --predictions FILE,"
+            " or choose ClusterabilityEstimator (--estimator), which needs none."
+        )
+    loader = _loader(datamodule)
+    index, held_out = places(datamodule, loader.dataset)
+    begin = 0
+    for batch in loader:
+        if not (isinstance(batch, tuple | list) and len(batch) > 1 and all(isinstance(b, Tensor) for b in batch[:2])):
+            raise BadType(
+                f"T is estimated from batches (inputs, labels, ...), two tensors, but a batch is a"
+                f" {type(batch).__name__} of others: let estimation_dataloader() give such pairs."
+            )
+        inputs, labels = batch[0], batch[1]
+        if not inputs.is_floating_point():
+            raise BadType(
+                f"Without a network the features are the inputs, which are {inputs.dtype} and not numbers to compare:"
+                " give --model and --ckpt_path, whose features are."
+            )
+        logits = torch.zeros(len(labels), datamodule.num_classes)  # nobody has predicted anything
+        here = slice(begin, begin + len(labels))
+        known = {"index": index[here], "held_out": held_out[here], "features": inputs.flatten(1)}
+        made.update(Predictions(logits, labels, **known))
+        begin += len(labels)
+    transition: Tensor = made.compute()
+    _save(transition, output, getattr(datamodule, "transition", None), begin)
+    return transition
+
+
+def _loader(datamodule: Any) -> Any:
+    """Return the loader over the data that T is estimated on, once the data is there."""
+    if not hasattr(datamodule, "estimation_dataloader"):
+        raise BadValue(
+            f"{type(datamodule).__name__} has no estimation_dataloader(): give it one, un-augmented and in order."
+        )
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule.estimation_dataloader()
 
 
 def _checked_output(output: str | Path) -> Path:

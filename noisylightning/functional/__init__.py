@@ -2,6 +2,7 @@
 
 from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
+from noisylightning.functional.bootstrap import expected_l1_error
 from noisylightning.functional.checks import validate_target
 from noisylightning.functional.confident_joint import confident_joint_transition
 from noisylightning.functional.crowd import DawidSkene, dawid_skene
@@ -54,6 +55,7 @@ __all__ = [
     "early_learning_regularization",
     "exchangeable",
     "expectation",
+    "expected_l1_error",
     "focal_loss",
     "forward_cross_entropy",
     "generalized_cross_entropy",
