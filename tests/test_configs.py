@@ -1,6 +1,6 @@
 """The fragments in configs/: any network, any noise and any method stack; a spanning set of the stacks is run.
 
-Of the 3,348 triples 495 are built: every network with every method, every network with every noise, and every
+Of the 3,813 triples 541 are built: every network with every method, every network with every noise, and every
 noise with every method. Pairs suffice, since noises, methods and bounds set no key in common, so that none can undo
 another: a triple's data module is that of its network and noise, its model and callbacks are those of its network and
 method. With NOISYLIGHTNING_EVERY_STACK=1 in the environment all of them are built.
@@ -37,6 +37,13 @@ import noisylightning.losses
 from noisylightning.cli import NoisyLightningCLI, main
 from noisylightning.cli.parser import Parser
 from noisylightning.data import IMDBDataModule
+from noisylightning.transition import (
+    LearntTransition,
+    NoiseAdaptation,
+    TotalVariation,
+    TransitionRevision,
+    VolumeMinimization,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OLDER = {"cross_entropy", "forward_known", "forward_estimated", "backward_estimated"}  # whole runs
@@ -44,6 +51,12 @@ NOISES = sorted(path.stem for path in (CONFIGS / "noise").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
 ESTIMATORS = sorted(path.stem for path in (CONFIGS / "estimators").glob("*.yaml"))
 NEED_BOUNDS = {"unhinged", "sigmoid", "ramp"}
+LEARNT = {
+    "volume_minimization": VolumeMinimization,
+    "transition_revision": TransitionRevision,
+    "noise_adaptation": NoiseAdaptation,
+    "total_variation": TotalVariation,
+}
 TABLE_OF_THE_PAPER = {
     "cross_entropy", "unhinged", "sigmoid", "savage", "bootstrap_soft", "bootstrap_hard", "backward_known",
     "backward_estimated", "forward_known", "forward_estimated",
@@ -149,7 +162,9 @@ def test_every_method_of_the_paper_and_every_loss_and_correction_since_has_a_fra
     losses = set(noisylightning.losses.__all__) - {"Loss", "LikelihoodLoss", "CrossEntropy"}
     corrections = {cls.__name__ for cls in noisylightning.corrections.Correction.__subclasses__()
                    if cls.__module__.startswith("noisylightning.")}  # fmt: skip
-    assert losses | corrections <= words
+    learnt = {kind.__name__ for kind in LearntTransition.__subclasses__() if kind.__module__.startswith("noisylight")}
+    assert losses | corrections | learnt <= words
+    assert learnt == {kind.__name__ for kind in LEARNT.values()}
 
 
 def test_noises_methods_and_bounds_set_no_key_in_common():
@@ -161,7 +176,8 @@ def test_noises_methods_and_bounds_set_no_key_in_common():
     estimator = set().union(*(keys_of(f"estimators/{name}") for name in ESTIMATORS))
     assert estimator == {"trainer.callbacks.estimator"}
     assert noise == {"data.init_args.noise"}
-    assert method == {"model.init_args.correction", "trainer.callbacks+", "data.init_args.with_index"}
+    model = {"model.init_args.correction", "model.init_args.transition_lr"}
+    assert method == {*model, "trainer.callbacks+", "data.init_args.with_index"}
     assert bounds == {"model.init_args.backbone"}
 
 
@@ -220,6 +236,7 @@ def merged(parsed):
         config = parsed(network, bounds).clone()
         on_digits = parsed("digits/mlp", f"methods/{method}")
         config.model.init_args.correction = deepcopy(on_digits.model.init_args.correction)
+        config.model.init_args.transition_lr = on_digits.model.init_args.transition_lr
         config.data.init_args.with_index = on_digits.data.init_args.with_index
         config.trainer.callbacks = [*config.trainer.callbacks, *deepcopy(on_digits.trainer.callbacks[callbacks:])]
         if noise is not None:
@@ -253,7 +270,14 @@ def check_method(method: str, built) -> None:
     callbacks = [type(callback).__name__ for callback in built.trainer.callbacks]
     assert callbacks[:2] == ["ModelCheckpoint", "ModelCheckpoint"]
     family, _, source = method.rpartition("_")
-    if source in ("known", "estimated"):
+    learnt = LEARNT.get(method)
+    assert built.model.transition_lr == (None if learnt is None else 0.01)
+    if learnt is not None:
+        assert isinstance(built.model.correction.T, learnt)
+        assert correction == ("ImportanceReweighting" if learnt is TransitionRevision else "ForwardCorrection")
+        assert callbacks[2:] == []
+        built.model.correction.require_transition()
+    elif source in ("known", "estimated"):
         assert correction == {"importance_reweighting": "ImportanceReweighting"}.get(
             family, f"{family.title()}Correction"
         )
@@ -363,6 +387,7 @@ RUNS = [
     ("imdb/embedding", "noise/asymmetric_0.4", "methods/backward_known"),
     ("clothing1m/resnet50", "methods/bootstrap_soft"),
     ("own_table/mlp", "noise/symmetric_0.2", "methods/forward_known"),
+    ("digits/mlp", "noise/symmetric_0.5", "methods/volume_minimization"),
 ]
 
 

@@ -163,6 +163,11 @@ class EstimateTransitionCallback(RunPhases):
             require_use_of_transition(pl_module, self.loss_attribute)
         else:
             self.correction.initialize(self._fit(trainer, pl_module).num_classes)
+            if any(parameter.requires_grad for parameter in self.correction.parameters()):
+                raise BadValue(
+                    f"{type(self.correction.T).__name__} learns, but {type(pl_module).__name__}'s optimizer does not"
+                    " have it: use NoisyLabelClassifier, or give the correction a T that does not learn."
+                )
             self._criterion_called = attach(self.correction, pl_module, self.loss_attribute)
 
     # A whole training step cannot be rehearsed without a trace: it may step optimizers, count and log by itself.

@@ -8,6 +8,7 @@ from noisylightning.estimators.consensus import ConsensusEstimator
 from noisylightning.estimators.cost_sensitive import CostSensitiveEstimator
 from noisylightning.estimators.crowd import CrowdEstimator
 from noisylightning.estimators.dual import DualTEstimator
+from noisylightning.estimators.part_dependent import PartDependentEstimator
 from noisylightning.estimators.simplex import SimplexEstimator
 from noisylightning.estimators.trusted import TrustedDataEstimator
 
@@ -20,6 +21,7 @@ __all__ = [
     "CrowdEstimator",
     "DualTEstimator",
     "EstimatorFactory",
+    "PartDependentEstimator",
     "SimplexEstimator",
     "TransitionEstimator",
     "TrustedDataEstimator",

@@ -133,6 +133,10 @@ class TransitionEstimator(Metric):
         """Add one batch to the states."""
         raise NotImplementedError
 
+    def details(self) -> dict[str, Tensor]:
+        """Return what it has found beside T-hat, by name, for a T that takes it; mostly nothing."""
+        return {}
+
     def standard_error(self) -> Tensor | None:
         """Return the standard error of each entry of T-hat, ``(C, C)``, over samples drawn anew.
 

@@ -72,15 +72,22 @@ class ClusterabilityEstimator(FeatureEstimator):
         self.found = self._find()
         if self.found.mismatch > _LARGEST_MISMATCH:
             rank_zero_warn(
-                f"About {self.found.mismatch:.0%} of nearest neighbours are of another class, by the labels, which makes"
-                " T-hat too even: take features of a better network, or another estimator.",
+                f"About {self.found.mismatch:.0%} of nearest neighbours are of another class, by the labels, which"
+                " makes T-hat too even: take features of a better network, or another estimator.",
             )
         return self.found.transition.float().to(self.device)
 
     def _find(self) -> Clusters:
         features, labels, _ = self.ordered()
-        options = {"neighbours": self.neighbours, "share": self.share, "queries": self.queries, "seed": self.seed}
-        return clusterability(features, labels, self.num_classes, **options)
+        return clusterability(
+            features,
+            labels,
+            self.num_classes,
+            neighbours=self.neighbours,
+            share=self.share,
+            queries=self.queries,
+            seed=self.seed,
+        )
 
     def _replicated(self) -> Tensor:
         found = self._find()

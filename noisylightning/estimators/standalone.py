@@ -259,7 +259,9 @@ def estimate_from_data(
         made.update(Predictions(logits, labels, **known))
         begin += len(labels)
     transition: Tensor = made.compute()
-    _save(transition, output, getattr(datamodule, "transition", None), begin)
+    error = made.standard_error()
+    _save(transition, output, getattr(datamodule, "transition", None), begin, error)
+    _warn_of_names(transition, made.class_counts)
     return transition
 
 

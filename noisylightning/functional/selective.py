@@ -167,8 +167,8 @@ def _standardised(features: Tensor) -> np.ndarray:
 
 def _scores(table: np.ndarray, target: np.ndarray, weights: np.ndarray | None, label: int, asked: np.ndarray) -> Tensor:
     """Learn the target from a table, and return how strongly each row of another is of class 1."""
-    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
 
     if target.all() or not target.any():
         raise BadValue(f"One half of the data has no example of label {label}, or no other: give more examples of it.")

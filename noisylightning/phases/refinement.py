@@ -77,7 +77,7 @@ class RefinementPhase(FoldsPhase):
         memory, candidate = fit.memory, self._candidate(fit)
         fit.module.load_state_dict((memory.fold_weights if self._round == 1 else candidate.weights)[self._fold])
         assert memory.correction is not None
-        memory.correction.set_transition(candidate.transition)
+        memory.correction.set_transition(candidate.transition, learn=False)
         self._restart(fit)
 
     def end(self, fit: Fit) -> None:
