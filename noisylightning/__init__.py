@@ -13,11 +13,16 @@ from noisylightning.corrections import (
 )
 from noisylightning.estimators import (
     AnchorEstimator,
+    ClusterabilityEstimator,
     ConfidentJointEstimator,
     ConsensusEstimator,
+    CostSensitiveEstimator,
+    CrowdEstimator,
     DualTEstimator,
     PartDependentEstimator,
+    SimplexEstimator,
     TransitionEstimator,
+    TrustedDataEstimator,
 )
 from noisylightning.module import NoisyLabelClassifier
 
@@ -26,9 +31,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
+    "ClusterabilityEstimator",
     "ConfidentJointEstimator",
     "ConsensusEstimator",
     "Correction",
+    "CostSensitiveEstimator",
+    "CrowdEstimator",
     "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
@@ -38,5 +46,7 @@ __all__ = [
     "NoCorrection",
     "NoisyLabelClassifier",
     "PartDependentEstimator",
+    "SimplexEstimator",
     "TransitionEstimator",
+    "TrustedDataEstimator",
 ]

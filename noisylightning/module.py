@@ -51,7 +51,10 @@ class _NoisyMetrics(nn.Module):
             sizes = torch.tensor([len(batch) for batch in labels], device=losses[0].device)
             self.loss.update(torch.stack(losses).repeat_interleave(sizes))
             whole = {name: torch.cat([batch[name] for batch in of_samples]) for name in of_samples[0]}
-            correct = self._noisy_log_posterior(torch.cat(logits), **whole).argmax(dim=1) == torch.cat(labels)
+            observed = torch.cat(labels)
+            if observed.is_floating_point():  # soft labels: the most probable one
+                observed = observed.argmax(dim=1)
+            correct = self._noisy_log_posterior(torch.cat(logits), **whole).argmax(dim=1) == observed
             self.accuracy.update(correct.float())
         self._aside, self._numel = [], 0
 

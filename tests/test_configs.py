@@ -25,6 +25,7 @@ from layouts import (
     write_cifar100,
     write_clothing1m,
     write_imdb,
+    write_labelme,
     write_mnist,
     write_own_images,
     write_own_table,
@@ -34,6 +35,7 @@ from pytorch_lightning.cli import LightningCLI
 import noisylightning.corrections
 import noisylightning.losses
 from noisylightning.cli import NoisyLightningCLI, main
+from noisylightning.cli.parser import Parser
 from noisylightning.data import IMDBDataModule
 from noisylightning.transition import (
     LearntTransition,
@@ -47,6 +49,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 OLDER = {"cross_entropy", "forward_known", "forward_estimated", "backward_estimated"}  # whole runs
 NOISES = sorted(path.stem for path in (CONFIGS / "noise").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
+ESTIMATORS = sorted(path.stem for path in (CONFIGS / "estimators").glob("*.yaml"))
 NEED_BOUNDS = {"unhinged", "sigmoid", "ramp"}
 LEARNT = {
     "volume_minimization": VolumeMinimization,
@@ -61,13 +64,13 @@ TABLE_OF_THE_PAPER = {
 NETWORKS = [
     "digits/mlp", "mnist/mlp", "fashion_mnist/mlp", "cifar10/resnet14", "cifar10/resnet32", "cifar100/resnet44",
     "cifar10n/resnet34", "cifar100n/resnet34", "clothing1m/resnet50", "imdb/embedding", "imdb/lstm", "imdb/transformer",
-    "own_images/resnet14", "own_images/resnet18", "own_table/mlp",
+    "labelme/mlp", "own_images/resnet14", "own_images/resnet18", "own_table/mlp",
 ]  # fmt: skip
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar10n": 10, "cifar100": 100,
-           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "own_images": 3, "own_table": 3}  # fmt: skip
-INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "own_table": (3,)}
+           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "labelme": 8, "own_images": 3, "own_table": 3}  # fmt: skip
+INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "labelme": (512,), "own_table": (3,)}
 LARGE = {"cifar10n/resnet34", "cifar100n/resnet34", "clothing1m/resnet50", "imdb/lstm", "imdb/transformer"}
-NOISY_BY_THEMSELVES = {"cifar10n", "cifar100n", "clothing1m"}
+NOISY_BY_THEMSELVES = {"cifar10n", "cifar100n", "clothing1m", "labelme"}
 NO_FLIPS = {"fashion_mnist", "own_images", "own_table"}  # asymmetric noise needs flips={...} there
 
 
@@ -116,7 +119,7 @@ def noises_with(network: str, method: str) -> list[str | None]:
 def data_folder(tmp_path_factory):
     """Small data of every kind, each where its module looks for it."""
     root = tmp_path_factory.mktemp("data")
-    for write in (write_mnist, write_cifar10, write_cifar100, write_imdb):
+    for write in (write_mnist, write_cifar10, write_cifar100, write_imdb, write_labelme):
         write(root)
     write_mnist(root, "FashionMNIST")
     for name, write in (("own", write_own_images), ("table", write_own_table), ("clothing1m", write_clothing1m)):
@@ -170,6 +173,8 @@ def test_noises_methods_and_bounds_set_no_key_in_common():
     bounds = set().union(
         *(keys_of(str(path.relative_to(CONFIGS).with_suffix(""))) for path in CONFIGS.glob("*/bounded/*.yaml"))
     )
+    estimator = set().union(*(keys_of(f"estimators/{name}") for name in ESTIMATORS))
+    assert estimator == {"trainer.callbacks.estimator"}
     assert noise == {"data.init_args.noise"}
     model = {"model.init_args.correction", "model.init_args.transition_lr"}
     assert method == {*model, "trainer.callbacks+", "data.init_args.with_index"}
@@ -204,6 +209,7 @@ def parser():
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_class=Parser,
             run=False,
             args=[*stack("digits/mlp"), "--trainer.accelerator=cpu"],
         )
@@ -310,6 +316,28 @@ def test_the_stacks_built_hold_every_pair():
     assert {(noise, method) for _, noise, method in built} == set(product([None, *NOISES], METHODS))
 
 
+@pytest.mark.parametrize("method", [method for method in METHODS if method.endswith("_estimated")])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_an_estimator_stacks_after_a_method_and_changes_nothing_else(estimator, method, parser, parsed):
+    alone, chosen = (
+        parsed("digits/mlp", f"methods/{method}", each).clone() for each in (None, f"estimators/{estimator}")
+    )
+    for config in (alone, chosen):
+        config.pop("config")
+    callback = parser.instantiate_classes(chosen).trainer.callbacks[-1]
+    named = yaml.safe_load((CONFIGS / f"estimators/{estimator}.yaml").read_text())["trainer"]["callbacks"]["estimator"]
+    name = named if isinstance(named, str) else named["class_path"]
+    assert type(callback.estimator(10)).__name__ == name.rpartition(".")[2]
+    chosen.trainer.callbacks[-1].init_args.estimator = alone.trainer.callbacks[-1].init_args.estimator
+    assert chosen == alone
+
+
+@pytest.mark.parametrize("fragments", [["digits/mlp"], ["digits/mlp", "methods/cross_entropy"], []])
+def test_an_estimator_without_a_method_is_refused_in_one_sentence(fragments):
+    with pytest.raises(SystemExit, match="estimator is no argument of the callback that was added last"):
+        main(["fit", *stack(*fragments, "estimators/dual_t"), "--print_config"])
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_maps_its_data_to_its_classes(network, parser, parsed):
     data = network.split("/")[0]
@@ -345,6 +373,8 @@ SMALLER = {  # networks, whose checkpoints would otherwise fill hundreds of mega
 RUNS = [
     ("digits/mlp", "digits/bounded/mlp", "noise/symmetric_0.2", "methods/unhinged"),
     ("digits/mlp", "noise/symmetric_0.2", "methods/importance_reweighting_estimated"),
+    ("digits/mlp", "noise/symmetric_0.2", "estimators/trusted"),
+    ("labelme/mlp", "methods/forward_known"),
     ("mnist/mlp", "noise/asymmetric_0.6", "methods/forward_estimated"),
     ("mnist/mlp", "methods/early_learning_regularization"),
     ("fashion_mnist/mlp", "noise/pair_flip_0.2", "methods/bootstrap_hard"),
@@ -367,7 +397,7 @@ def test_a_spanning_set_is_run_for_two_epochs(fragments, data_folder, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(IMDBDataModule, "reviews_per_class", 8)
     data = fragments[0].split("/")[0]
-    estimated = fragments[-1].endswith("estimated")
+    estimated = fragments[-1].endswith("estimated") or fragments[-1].startswith("estimators/")
     arguments = [
         *stack(*fragments),
         *where(fragments[0], data_folder),

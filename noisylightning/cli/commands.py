@@ -23,7 +23,7 @@ from noisylightning.data.checkpoint import complete_arguments
 from noisylightning.errors import BadValue, NoSuchPackage, UserError
 from noisylightning.estimators import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory
-from noisylightning.estimators.standalone import estimate_from_predictions, estimate_with_trainer
+from noisylightning.estimators.standalone import estimate_from_data, estimate_from_predictions, estimate_with_trainer
 from noisylightning.internals import dev_batches
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.predictions.writer import PredictionWriter
@@ -44,13 +44,16 @@ class CommandTrainer(Trainer):
         estimator: EstimatorFactory = AnchorEstimator,
         feature_layer: str | None = None,
     ) -> Tensor:
-        """Estimate T from a checkpoint, or from a file of predictions."""
+        """Estimate T from a checkpoint, from a file of predictions, or from data without a network."""
         if predictions is not None:
             return estimate_from_predictions(predictions, output, estimator)
+        if model is None and datamodule is not None and ckpt_path is None:
+            return estimate_from_data(datamodule, output, estimator)
         if model is None or datamodule is None:
             raise BadValue(
                 "estimate needs --model and --data, most simply by --config FILE.yaml, and --ckpt_path; or"
-                " --predictions FILE."
+                " --predictions FILE; or --data alone, for an estimator that needs no network (--estimator"
+                " ClusterabilityEstimator)."
             )
         safely = weights_only is not False
         return estimate_with_trainer(self, model, datamodule, ckpt_path, output, estimator, safely, feature_layer)

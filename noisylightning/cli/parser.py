@@ -5,7 +5,8 @@ import sys
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse._util import NestedArg  # what an option of a nested argument becomes
 from pytorch_lightning.cli import LightningArgumentParser
 
 from noisylightning.cli.classes import classes_of, import_class, kind_of, nearest
@@ -32,6 +33,22 @@ class Parser(LightningArgumentParser):
         """Take a class's arguments; ``estimate`` needs neither model nor data where it has a table of predictions."""
         required = required and self.command != "estimate"
         return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
+
+    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Namespace | None, append: bool = False) -> Any:
+        """Let a file set arguments of the callback that was added last, as ``--trainer.callbacks.NAME`` does."""
+        named = isinstance(value, dict | Namespace) and not append and "class_path" not in value
+        if key != "trainer.callbacks" or not named:
+            return super()._check_value_key(action, value, key, cfg, append)
+        cfg = Namespace() if cfg is None else cfg.clone()
+        for name, given in dict(value.items()).items():
+            callbacks = cfg.get(key)
+            if not callbacks or name not in _parameters(callbacks[-1].class_path):
+                raise TypeError(
+                    f'Parser key "{key}": {name} is no argument of the callback that was added last: give the file of a'
+                    " method that adds one that takes it before this file."
+                )
+            cfg[key] = super()._check_value_key(action, NestedArg(name, given), key, cfg)
+        return cfg[key]
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return what the command is for and how it is used."""

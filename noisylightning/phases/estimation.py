@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from noisylightning import internals
@@ -154,9 +154,18 @@ class EstimationPhase(Phase):
             transition = within_fit.estimate(
                 fit.trainer, fit.module, loader, estimator, self.predict, self.feature_layer
             )
-        error, share = estimator.standard_error(), fit.trainer.strategy.broadcast
+        share = fit.trainer.strategy.broadcast
         details = share({name: value.cpu() for name, value in estimator.details().items()})
-        return transition, [], None, share(None if error is None else error.cpu()), details
+        return transition, [], None, share(self._standard_error(estimator)), details
+
+    @staticmethod
+    def _standard_error(estimator: TransitionEstimator) -> Tensor | None:
+        try:
+            error = estimator.standard_error()
+        except UserError as problem:  # T-hat is there, and a stage of training with it
+            rank_zero_warn(f"T-hat goes without standard errors. {problem}")
+            return None
+        return None if error is None else error.cpu()
 
     def _counts(self, fit: Fit, estimator: TransitionEstimator) -> Tensor:
         if fit.memory.out_of_fold and "features" not in estimator.needs:

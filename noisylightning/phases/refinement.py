@@ -116,9 +116,9 @@ class RefinementPhase(FoldsPhase):
             candidate.log_likelihood, candidate.weights = None, []
             rank_zero_info(f"Round {self._round}, {candidate.name} is left out: {error}")
             return
-        gain, error = _gain(candidate, memory.candidates)
+        gain, spread = _gain(candidate, memory.candidates)
         rank_zero_info(
-            f"Round {self._round}, {candidate.name}: log-likelihood of a held-out label {gain:+.4f} ± {error:.4f}"
+            f"Round {self._round}, {candidate.name}: log-likelihood of a held-out label {gain:+.4f} ± {spread:.4f}"
             " against no T."
         )
         best = _best(memory.candidates)

@@ -22,6 +22,7 @@ from noisylightning.transition.check import (
 )
 from noisylightning.transition.closed_form import SymmetricTransition
 from noisylightning.transition.dense import DenseTransition, as_transition
+from noisylightning.transition.grouped import GroupedTransition
 from noisylightning.transition.learnt import (
     LearntTransition,
     NoiseAdaptation,
@@ -41,6 +42,7 @@ __all__ = [
     "MNIST_FLIPS",
     "BlockDiagonalTransition",
     "DenseTransition",
+    "GroupedTransition",
     "LearntTransition",
     "LowRankTransition",
     "NoiseAdaptation",

@@ -18,6 +18,7 @@ from noisylightning import (
     EstimateTransitionCallback,
 )
 from noisylightning.data import RandomCropFlip
+from noisylightning.errors import BadValue
 from noisylightning.phases import EstimationPhase
 from noisylightning.predictions import Predictions
 from noisylightning.transition import from_flips
@@ -56,6 +57,18 @@ def test_standard_errors_are_kept_saved_and_resumed(tmp_path):
     resumed = trainer(tmp_path, [again, ModelCheckpoint(Path(last).parent)], max_epochs=3, enable_checkpointing=True)
     resumed.fit(model, data, ckpt_path=last, weights_only=True)
     assert torch.equal(again.standard_error, callback.standard_error)
+
+
+def test_t_hat_is_not_lost_where_standard_errors_cannot_be_had(tmp_path):
+    class Few(Counted):
+        def _replicated(self):
+            raise BadValue("A replicate has no sample of class 2.")
+
+    callback = EstimateTransitionCallback(1, estimator=partial(Few, replicates=20))
+    with pytest.warns(UserWarning, match="without standard errors. A replicate has no sample of class 2"):
+        trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), ToyData())
+    assert callback.standard_error is None
+    assert callback.stage == 2
 
 
 def test_without_replicates_there_are_none(tmp_path):
