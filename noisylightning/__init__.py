@@ -11,7 +11,19 @@ from noisylightning.corrections import (
     ImportanceReweighting,
     NoCorrection,
 )
-from noisylightning.estimators import AnchorEstimator, ConfidentJointEstimator, DualTEstimator, TransitionEstimator
+from noisylightning.estimators import (
+    AnchorEstimator,
+    ClusterabilityEstimator,
+    ConfidentJointEstimator,
+    ConsensusEstimator,
+    CostSensitiveEstimator,
+    CrowdEstimator,
+    DualTEstimator,
+    PartDependentEstimator,
+    SimplexEstimator,
+    TransitionEstimator,
+    TrustedDataEstimator,
+)
 from noisylightning.module import NoisyLabelClassifier
 
 __version__ = "0.1.0"
@@ -19,8 +31,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorEstimator",
     "BackwardCorrection",
+    "ClusterabilityEstimator",
     "ConfidentJointEstimator",
+    "ConsensusEstimator",
     "Correction",
+    "CostSensitiveEstimator",
+    "CrowdEstimator",
     "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
@@ -29,5 +45,8 @@ __all__ = [
     "KnownTransitionCallback",
     "NoCorrection",
     "NoisyLabelClassifier",
+    "PartDependentEstimator",
+    "SimplexEstimator",
     "TransitionEstimator",
+    "TrustedDataEstimator",
 ]

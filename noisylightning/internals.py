@@ -76,6 +76,20 @@ def double_length(trainer: Trainer) -> tuple[int | None, int | None]:
     return None if epochs == -1 else epochs, None if steps == -1 else steps
 
 
+def lengthen(trainer: Trainer, epochs: int, steps: int) -> None:
+    """Give the fit so many more epochs and optimizer steps, where these are limited."""
+    loop = trainer.fit_loop
+    if loop.max_epochs not in (None, -1):
+        loop.max_epochs += epochs
+    if loop.epoch_loop.max_steps != -1:
+        loop.epoch_loop.max_steps += steps
+
+
+def steps_an_epoch(trainer: Trainer) -> int:
+    """Return the number of optimizer steps of an epoch on the loader that the fit trains on now."""
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+
+
 def plan_schedules(trainer: Trainer, span: Callable[[Trainer], tuple[int, int]]) -> None:
     """Build optimizers, now and at each restart, as if a phase of the fit were a fit of its own.
 
@@ -314,6 +328,16 @@ def _put_back(module: LightningModule, thing: Any, first: dict[str, Any] | None)
 
 
 # Data
+
+
+def training_source(trainer: Trainer) -> Any:
+    """Return what the fit takes its training loader from: a module, a data module or a loader."""
+    return trainer.fit_loop._data_source.instance
+
+
+def training_loader(source: Any) -> Any:
+    """Return the training loader of what :func:`training_source` gave, as its author made it."""
+    return source.train_dataloader() if hasattr(source, "train_dataloader") else source
 
 
 def train_on(trainer: Trainer, loader: Any) -> None:

@@ -19,6 +19,7 @@ from noisylightning.atomic import written_whole
 from noisylightning.callbacks import EstimateTransitionCallback
 from noisylightning.corrections import Correction
 from noisylightning.evaluation import measure
+from noisylightning.functional.bootstrap import expected_l1_error
 from noisylightning.internals import callbacks, share_buffers, snapshot
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.phases import RunPhases
@@ -40,6 +41,7 @@ class Result:
         test_accuracy: Accuracy of p(clean | x) on the clean test set; None where there is no test set.
         test_balanced_accuracy: Its mean over classes.
         transition_error: Relative L1 error of T in the correction; None without one, or where the true T is not known.
+        expected_transition_error: The one that T-hat's standard errors lead one to expect; None without them.
     """
 
     phase: str
@@ -51,6 +53,7 @@ class Result:
     test_accuracy: float | None
     test_balanced_accuracy: float | None
     transition_error: float | None
+    expected_transition_error: float | None = None
 
 
 def evaluate_fit(trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataModule) -> list[Result]:
@@ -99,6 +102,7 @@ def evaluate_fit(trainer: Trainer, model: NoisyLabelClassifier, data: LightningD
                     test_accuracy=measured[1].get("test_accuracy"),
                     test_balanced_accuracy=measured[1].get("test_balanced_accuracy"),
                     transition_error=_error(model.correction, data) if corrected else None,
+                    expected_transition_error=_expected(trainer, model.correction.transition) if corrected else None,
                 )
             )
     return results
@@ -182,6 +186,14 @@ def _error(correction: Correction, data: LightningDataModule) -> float | None:
     return None if true is None or transition is None else float(relative_l1_error(transition.cpu(), true.cpu()))
 
 
+def _expected(trainer: Trainer, transition: Tensor | None) -> float | None:
+    callback = _stage_one(trainer)
+    if callback is None or callback.standard_error is None or callback.transition is None or transition is None:
+        return None
+    same = torch.equal(transition.cpu(), callback.transition.to(transition.dtype))  # a T that learns on has left T-hat
+    return float(expected_l1_error(callback.standard_error)) if same else None
+
+
 # Telling
 
 
@@ -221,9 +233,9 @@ def print_results(results: Sequence[Result]) -> None:
 def publish_results(trainer: Trainer, results: Sequence[Result]) -> None:
     """Print the closing table, send the scores to the loggers and leave ``summary.json`` in the run's folder.
 
-    The last result, the fit's choice, goes to the loggers as ``test_accuracy``, ``test_balanced_accuracy`` and
-    ``transition_error``, where logs end and run tables look; each other as ``noisy_labels_best/test_accuracy`` and the
-    like. A collective: every process calls it.
+    The last result, the fit's choice, goes to the loggers as ``test_accuracy``, ``test_balanced_accuracy``,
+    ``transition_error`` and ``expected_transition_error``, where logs end and run tables look; each other as
+    ``noisy_labels_best/test_accuracy`` and the like. A collective: every process calls it.
 
     Args:
         trainer: The trainer, after its fit.
@@ -242,7 +254,7 @@ def _log(trainer: Trainer, results: Sequence[Result]) -> None:
     scores: dict[str, float] = {}
     for result in results:
         prefix = "" if result is results[-1] else f"{result.phase}_{_chosen(result)}/".replace(" ", "_")
-        for name in ("test_accuracy", "test_balanced_accuracy", "transition_error"):
+        for name in ("test_accuracy", "test_balanced_accuracy", "transition_error", "expected_transition_error"):
             value = getattr(result, name)
             if value is not None:
                 scores[prefix + name] = value

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisylightning.atomic import written_whole
-from noisylightning.plotting import compare_transitions, draw_transition
+from noisylightning.plotting import compare_transitions
 
 
 def publish_transition(
@@ -22,6 +22,7 @@ def publish_transition(
     loggers: Iterable[Any] = (),
     step: int = 0,
     class_names: Sequence[str] | None = None,
+    standard_error: Tensor | None = None,
 ) -> None:
     """Save T-hat as ``transition.npy``, ``.csv`` and ``.png``, and send the picture to loggers that take one.
 
@@ -37,6 +38,7 @@ def publish_transition(
         loggers: Lightning loggers; those of TensorBoard and Weights & Biases kind get the picture.
         step: The step that the loggers file it under.
         class_names: The C names.
+        standard_error: That of each entry, ``(C, C)``, saved as ``transition_standard_error.npy``; None for none.
 
     Example:
         >>> import tempfile, torch
@@ -52,12 +54,12 @@ def publish_transition(
     values = transition.cpu().numpy()
     with written_whole(folder / "transition.npy") as path:
         np.save(path, values, allow_pickle=False)
+    if standard_error is not None:
+        with written_whole(folder / "transition_standard_error.npy") as path:
+            np.save(path, standard_error.cpu().numpy(), allow_pickle=False)
     with written_whole(folder / "transition.csv") as path:
         path.write_text(_table(values, class_names), encoding="utf-8")
-    if true is None:
-        figure, _ = draw_transition(transition, class_names=class_names, title="estimated T")
-    else:
-        figure = compare_transitions(transition, true, class_names=class_names)
+    figure = compare_transitions(transition, true, standard_error=standard_error, class_names=class_names)
     with written_whole(folder / "transition.png") as path:
         figure.savefig(path, dpi=150)
     for logger in loggers:

@@ -61,6 +61,40 @@ def test_estimate_and_truth_stand_side_by_side(tmp_path):
     figure.savefig(tmp_path / "both.png")
 
 
+def test_standard_errors_stand_small_under_their_numbers():
+    _, axes = draw_transition(pairflip(3, 0.3), standard_error=torch.full((3, 3), 0.0123))
+    written = [text.get_text() for text in axes.texts]
+    assert sorted(written) == sorted([".70", ".30"] * 3 + ["±.012"] * 6)
+
+
+@pytest.mark.parametrize("size", [2, 10, 100])
+@pytest.mark.parametrize(
+    ("true", "error", "titles"),
+    [
+        (False, False, ["estimated"]),
+        (True, False, ["estimated", "true"]),
+        (False, True, ["estimated", "standard error"]),
+        (True, True, ["estimated", "true", "standard error", "estimated - true"]),
+    ],
+)
+def test_there_is_a_panel_for_all_that_is_known(tmp_path, size, true, error, titles):
+    estimate, truth, errors = symmetric(size, 0.2), pairflip(size, 0.3), torch.rand(size, size) / 100
+    figure = compare_transitions(estimate, truth if true else None, standard_error=errors if error else None)
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert list(panels) == titles
+    shown = {"estimated": estimate, "true": truth, "standard error": errors, "estimated - true": estimate - truth}
+    for title, axes in panels.items():
+        np.testing.assert_allclose(axes.images[0].get_array(), shown[title], atol=1e-6)
+    if true and error:
+        low, high = panels["estimated - true"].images[0].get_clim()
+        assert low == -high  # no difference has no colour
+    figure.savefig(tmp_path / "all.png", dpi=30)
+
+
+def test_an_estimate_without_error_can_be_drawn(tmp_path):
+    compare_transitions(torch.eye(2), torch.eye(2), standard_error=torch.zeros(2, 2)).savefig(tmp_path / "sure.png")
+
+
 def test_nothing_is_registered_with_pyplot():
     before = "matplotlib.pyplot" in sys.modules
     draw_transition(torch.eye(2))

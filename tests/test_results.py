@@ -3,15 +3,17 @@
 import csv
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
-from toy import TRUE, ToyData, classifier, trainer
+from toy import TRUE, Counted, ToyData, classifier, trainer
 
 from noisylightning import (
     EstimateTransitionCallback,
@@ -122,6 +124,17 @@ def test_phases_are_told_apart(tmp_path, callbacks, correction, expected):
     found = evaluate_fit(run, model, data)
     assert [(r.phase, r.correction, r.transition_error is not None) for r in found] == expected
     assert {result.selected_by for result in found} == {"last"}
+
+
+def test_the_error_that_standard_errors_lead_one_to_expect_is_recorded(tmp_path):
+    callback = EstimateTransitionCallback(1, estimator=partial(Counted, replicates=20))
+    run, model, data = fitted(tmp_path, [callback], monitor=None, max_epochs=2)
+    first, last = evaluate_fit(run, model, data)
+    assert first.expected_transition_error is None
+    expected = (2 / np.pi) ** 0.5 * callback.standard_error.numpy().sum() / 3
+    assert last.expected_transition_error == pytest.approx(expected)
+    model.correction.set_transition(TRUE)  # as one that learns on: it is not T-hat any more
+    assert evaluate_fit(run, model, data)[-1].expected_transition_error is None
 
 
 def test_a_fit_that_ends_in_stage_one_has_no_correction(tmp_path):

@@ -1,19 +1,33 @@
 """A fit taken up from a checkpoint ends bit for bit where the uninterrupted one ends."""
 
+from functools import partial
+
 import pytest
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from toy import CLASSES, ForeignClassifier, ToyData, adam, backbone, classifier, trainer
 
-from noisylightning import BackwardCorrection, EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
+from noisylightning import (
+    BackwardCorrection,
+    EstimateTransitionCallback,
+    ForwardCorrection,
+    NoisyLabelClassifier,
+    PartDependentEstimator,
+)
+from noisylightning.transition import NoiseAdaptation, PartDependentTransition
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
 
 class Shuffled(ToyData):
-    """Shuffled by the global random state, as most projects shuffle."""
+    """Shuffled by the global random state, as most projects shuffle; with the samples' index."""
+
+    def __init__(self):
+        super().__init__()
+        self.train = TensorDataset(*self.train.tensors, torch.arange(len(self.train)))
+        self.val = TensorDataset(*self.val.tensors, len(self.train) + torch.arange(len(self.val)))
 
     def train_dataloader(self):
         return DataLoader(self.train, batch_size=16, shuffle=True)
@@ -34,6 +48,16 @@ def ours():
     return classifier(dropout=0.3, optimizer=adam, lr_scheduler=schedule)
 
 
+def learning():
+    """With a T that learns on from T-hat."""
+    correction = ForwardCorrection(NoiseAdaptation(CLASSES, pull=0.1))
+    return classifier(dropout=0.3, correction=correction, transition_lr=0.01)
+
+
+def of_the_sample():
+    return classifier(dropout=0.3, correction=ForwardCorrection(PartDependentTransition(CLASSES)))
+
+
 def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **options):
     every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
     best = ModelCheckpoint(folder / "best", monitor=callback.monitor, mode=callback.mode)
@@ -52,6 +76,9 @@ def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **optio
         (ours, {"stage_one_epochs": 2, "estimate_from": "last", "reinit": "keep"}, ()),
         (ours, {"stage_one_steps": 8, "estimate_from": "last"}, ()),
         (ours, {"stage_one_epochs": 2}, (WeightAveraging,)),
+        (learning, {"stage_one_epochs": 2}, ()),
+        (learning, {"stage_one_epochs": 2}, (WeightAveraging,)),
+        (of_the_sample, {"stage_one_epochs": 2, "estimator": partial(PartDependentEstimator, num_parts=4)}, ()),
         (ours, {"stage_one_epochs": 4}, (lambda: EarlyStopping("val_accuracy", mode="max", patience=1, min_delta=9),)),
         (
             ForeignWithDropout,
@@ -65,7 +92,17 @@ def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **optio
             (),
         ),
     ],
-    ids=["ours", "keep", "steps", "averaged", "early stopping", "foreign"],
+    ids=[
+        "ours",
+        "keep",
+        "steps",
+        "averaged",
+        "learnt",
+        "learnt and averaged",
+        "of the sample",
+        "early stopping",
+        "foreign",
+    ],
 )
 def test_every_epoch_end_resumes_bit_for_bit(tmp_path, make, arguments, extra):
     def callback():

@@ -39,6 +39,12 @@ def test_without_names_the_table_is_numbers_alone(tmp_path, estimate):
     np.testing.assert_allclose(np.loadtxt(tmp_path / "transition.csv", delimiter=","), estimate, atol=1e-7)
 
 
+def test_standard_errors_are_saved_beside(tmp_path, estimate):
+    publish_transition(estimate, symmetric(3, 0.2), tmp_path, standard_error=estimate / 100)
+    saved = np.load(tmp_path / "transition_standard_error.npy", allow_pickle=False)
+    assert np.array_equal(saved, (estimate / 100).numpy())
+
+
 @pytest.mark.parametrize("true", [None, symmetric(3, 0.2)])
 def test_loggers_of_pictures_get_one(tmp_path, estimate, true):
     """Of both kinds; a logger that takes none is left alone."""

@@ -6,6 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noisylightning import AnchorEstimator, ForwardCorrection, NoisyLabelClassifier
+from noisylightning.estimators import TransitionEstimator
+from noisylightning.functional.bootstrap import bootstrap_weights
 from noisylightning.predictions import Predictions
 from noisylightning.transition import Transition, from_flips
 
@@ -109,6 +111,29 @@ class FeatureMeans(AnchorEstimator):
     def compute(self) -> torch.Tensor:
         FeatureMeans.means = (self.sums / self.class_counts[:, None]).cpu()
         return super().compute()
+
+
+class Counted(TransitionEstimator):
+    """The frequencies of the noisy labels among the samples predicted to be of a class, with standard errors."""
+
+    def __init__(self, num_classes: int, replicates: int = 0) -> None:
+        super().__init__(num_classes, replicates)
+        ones = torch.ones(replicates + 1, num_classes**2, dtype=torch.long)
+        self.add_state("counts", 0 * ones, dist_reduce_fx="sum")
+
+    def _accumulate(self, batch: Predictions) -> None:
+        cells = batch.logits.argmax(dim=1) * self.num_classes + batch.noisy_labels
+        self.counts.index_add_(1, cells, bootstrap_weights(batch.index, self.replicates).T)
+
+    def _all(self) -> torch.Tensor:
+        counts = self.counts.unflatten(1, (self.num_classes, self.num_classes)) + 1.0  # a class may be predicted never
+        return counts / counts.sum(dim=2, keepdim=True)
+
+    def compute(self) -> torch.Tensor:
+        return self._all()[0]
+
+    def _replicated(self) -> torch.Tensor:
+        return self._all()[1:]
 
 
 def means_by_hand(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,15 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators import AnchorEstimator, EstimatorFactory
 from noisylightning.estimators.within_fit import Predict
-from noisylightning.phases import CorrectionPhase, EstimationPhase, NoisyLabelsPhase, RunPhases
+from noisylightning.phases import (
+    CorrectionPhase,
+    EstimationPhase,
+    FoldsPhase,
+    NoisyLabelsPhase,
+    Plan,
+    RefinementPhase,
+    RunPhases,
+)
 from noisylightning.phases.estimation import predict_first_two
 
 
@@ -29,7 +37,9 @@ class EstimateTransitionCallback(RunPhases):
 
     What T is estimated on: the data module's (or the module's) ``estimation_dataloader()``; the training data set where
     there is none, with a warning, since its augmentation stays on. In the run's folder the callback leaves
-    ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``, the weights that T-hat comes from.
+    ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``, the weights that T-hat comes from; from an
+    estimator with replicates, such as ``partial(AnchorEstimator, replicates=100)``, also
+    ``transition_standard_error.npy``. A warning names the classes that noisy labels cannot tell apart.
 
     It works with any LightningModule. A :class:`~noisylightning.NoisyLabelClassifier` brings its correction. For
     another project give ``correction`` and ``loss_attribute``, the name under which the module keeps its criterion, a
@@ -52,10 +62,16 @@ class EstimateTransitionCallback(RunPhases):
         predict: Maps ``(module, batch)`` to ``(logits, noisy labels)``; by default ``module(batch[0]), batch[1]``.
         feature_layer: Name in ``module.named_modules()`` of the layer whose input are the features, for an estimator
             that needs them; by default the last ``nn.Linear``.
+        folds: Number of parts of the data, each predicted by a network that was trained without it, for estimators that
+            need predictions of samples the network does not know; by default 2 if there are rounds, else none.
+        rounds: How often T-hat is put into the loss of such networks and refined by them; by default as often as the
+            estimator asks for.
+        round_epochs: Epochs of a round; by default a fifth of stage one's.
 
     Attributes:
         stage: 1 or 2.
         transition: T-hat once it is estimated, on the CPU; None before.
+        standard_error: That of each entry of T-hat; None before, and where the estimator was given no replicates.
         stage_one_epoch: Epoch of the weights that T-hat comes from.
         stage_one_checkpoint: File of these weights; empty before.
 
@@ -82,14 +98,19 @@ class EstimateTransitionCallback(RunPhases):
         loss_attribute: str = "correction",
         predict: Predict = predict_first_two,
         feature_layer: str | None = None,
+        folds: int | None = None,
+        rounds: int | None = None,
+        round_epochs: int | None = None,
     ) -> None:
         if not (correction is None or isinstance(correction, Correction)):
             raise BadType(
                 f"correction must be a Correction, for example ForwardCorrection(num_classes=10), got {correction!r}."
             )
-        self._estimation = EstimationPhase(estimator, predict, feature_layer)
+        plan = Plan(folds, rounds, round_epochs)
+        self._estimation = EstimationPhase(estimator, predict, feature_layer, plan)
         noisy_labels = NoisyLabelsPhase(stage_one_epochs, stage_one_steps, patience, estimate_from, monitor, mode)
-        super().__init__([noisy_labels, self._estimation, CorrectionPhase(reinit)])
+        parts = FoldsPhase(plan, predict), self._estimation, RefinementPhase(plan, predict)
+        super().__init__([noisy_labels, *parts, CorrectionPhase(reinit)])
         self.stage_one_epochs = stage_one_epochs
         self.stage_one_steps = stage_one_steps
         self.patience = patience
@@ -102,12 +123,20 @@ class EstimateTransitionCallback(RunPhases):
         self.loss_attribute = loss_attribute
         self.predict = predict
         self.feature_layer = feature_layer
+        self.folds = folds
+        self.rounds = rounds
+        self.round_epochs = round_epochs
         self._criterion_called: Callable[[], bool] | None = None  # of a module that got its correction from here
 
     @property
     def transition(self) -> Tensor | None:
         """T-hat once it is estimated, on the CPU; None before."""
         return self._memory.transition
+
+    @property
+    def standard_error(self) -> Tensor | None:
+        """That of each entry of T-hat, on the CPU; None before, and where the estimator was given no replicates."""
+        return self._memory.standard_error
 
     @property
     def stage_one_epoch(self) -> int:
@@ -134,6 +163,11 @@ class EstimateTransitionCallback(RunPhases):
             require_use_of_transition(pl_module, self.loss_attribute)
         else:
             self.correction.initialize(self._fit(trainer, pl_module).num_classes)
+            if any(parameter.requires_grad for parameter in self.correction.parameters()):
+                raise BadValue(
+                    f"{type(self.correction.T).__name__} learns, but {type(pl_module).__name__}'s optimizer does not"
+                    " have it: use NoisyLabelClassifier, or give the correction a T that does not learn."
+                )
             self._criterion_called = attach(self.correction, pl_module, self.loss_attribute)
 
     # A whole training step cannot be rehearsed without a trace: it may step optimizers, count and log by itself.

@@ -23,7 +23,7 @@ from noisylightning.data.checkpoint import complete_arguments
 from noisylightning.errors import BadValue, NoSuchPackage, UserError
 from noisylightning.estimators import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory
-from noisylightning.estimators.standalone import estimate_from_predictions, estimate_with_trainer
+from noisylightning.estimators.standalone import estimate_from_data, estimate_from_predictions, estimate_with_trainer
 from noisylightning.internals import dev_batches
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.predictions.writer import PredictionWriter
@@ -44,13 +44,16 @@ class CommandTrainer(Trainer):
         estimator: EstimatorFactory = AnchorEstimator,
         feature_layer: str | None = None,
     ) -> Tensor:
-        """Estimate T from a checkpoint, or from a file of predictions."""
+        """Estimate T from a checkpoint, from a file of predictions, or from data without a network."""
         if predictions is not None:
             return estimate_from_predictions(predictions, output, estimator)
+        if model is None and datamodule is not None and ckpt_path is None:
+            return estimate_from_data(datamodule, output, estimator)
         if model is None or datamodule is None:
             raise BadValue(
                 "estimate needs --model and --data, most simply by --config FILE.yaml, and --ckpt_path; or"
-                " --predictions FILE."
+                " --predictions FILE; or --data alone, for an estimator that needs no network (--estimator"
+                " ClusterabilityEstimator)."
             )
         safely = weights_only is not False
         return estimate_with_trainer(self, model, datamodule, ckpt_path, output, estimator, safely, feature_layer)
@@ -58,7 +61,9 @@ class CommandTrainer(Trainer):
 
 BACKBONE = "model.init_args.backbone.init_args"
 NETWORKS = (BACKBONE, f"{BACKBONE}.backbone.init_args")  # the second within a BatchNormHead
-CLASSES = {f"{owner}.num_classes": "data.num_classes" for owner in ("model.init_args", *NETWORKS)}
+TRANSITION = "model.init_args.correction.init_args.transition.init_args"
+OWNERS = ("model.init_args", *NETWORKS, TRANSITION)
+CLASSES = {f"{owner}.num_classes": "data.num_classes" for owner in OWNERS}
 SIZES = {
     f"{network}.{size}": source
     for network in NETWORKS
@@ -113,6 +118,7 @@ class NoisyLightningCLI(LightningCLI):
 
         Lightning writes what is linked into a checkpoint's hyper-parameters also where the network does not take it,
         and jsonargparse leaves it out of the saved configuration also where the data does not know it.
+        jsonargparse cannot link the only argument of a class: a T that has no other is told the number of classes.
         """
         given = args if isinstance(args, list) else sys.argv[1:]
         if any(argument.startswith("--print_config") for argument in given):  # prints, and ends, while it parses
@@ -124,7 +130,9 @@ class NoisyLightningCLI(LightningCLI):
         self._links = {
             target: source
             for target, source in self._links.items()
-            if target in config and (target in CLASSES or config[target] is None)
+            if target in config
+            and (target in CLASSES or config[target] is None)
+            and (target.removesuffix(".num_classes") != TRANSITION or len(vars(config[TRANSITION])) > 1)
         }
         self._needed = frozenset(target for target in self._links if target in SIZES and _is_required(config, target))
         self.setup_parser(*self._setup)

@@ -76,7 +76,7 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
         return f"{_named(option)}{unknown[0]}{_of(owner)}{_did_you_mean(nearest(unknown[1], names)) or '.'}"
     if unknown := re.search(r"[Uu]nrecognized arguments: --([\w.+]+)", fault):
         return f"there is no option --{unknown[1]}{_did_you_mean(_nearest_option(unknown[1], parser), '--') or '.'}"
-    if missing := re.search(r"the following arguments are required: ([\w., ]+)", fault):
+    if missing := re.search(r"the following arguments are required: ([\w.]+(?:, [\w.]+)*)", fault):
         prefix = f"--{option}." if option else "--"
         options = " and ".join(prefix + name.rpartition(".")[2] for name in missing[1].rstrip(".").split(", "))
         return f"{options} must be given, on the command line or by --config FILE.yaml."

@@ -289,6 +289,18 @@ class NoisyDataModule(CheckpointedDataModule):
         return f"{wrong}." if asked is None else f"{wrong}, {asked:.2%} asked for (seed {seed})."
 
     @property
+    def has_trusted(self) -> bool:
+        """Whether, after ``setup``, there are trusted samples."""
+        return self._trusted is not None or len(self.trusted_index) > 0
+
+    @property
+    def trusted_noisy_labels(self) -> Tensor | None:
+        """Noisy labels of the trusted samples, in their order, which they do not carry; None where none was drawn."""
+        if self.noisy_labels is None or self._trusted is not None:
+            return None
+        return self.noisy_labels.labels[self.trusted_index]
+
+    @property
     def summary(self) -> dict[str, Any]:
         """Sizes of the parts that are set up, the rates of wrong labels asked for and drawn, and T."""
         found: dict[str, Any] = {}
@@ -313,6 +325,14 @@ class NoisyDataModule(CheckpointedDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Training samples with noisy labels, augmented, in an order set by seed and epoch."""
         return self._shuffled(self._noisy_view(self.train_index, self.augmentation))
+
+    def fold_dataloader(self, index: Tensor) -> DataLoader[Any]:
+        """Some of the training samples, as :meth:`train_dataloader` gives all.
+
+        Args:
+            index: Their places in :meth:`load_train`, int64 of shape ``(M,)``.
+        """
+        return self._shuffled(self._noisy_view(index, self.augmentation))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation samples with noisy labels, or the labels of :meth:`load_val` as they are, in order."""

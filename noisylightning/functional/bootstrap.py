@@ -48,6 +48,24 @@ def bootstrap_weights(index: Tensor, replicates: int, seed: int = 0) -> Tensor:
     return torch.cat([ones, torch.searchsorted(bounds.to(index.device), uniform, right=True)], dim=1)
 
 
+def part_of(index: Tensor, parts: int, seed: int = 0) -> Tensor:
+    """Put samples into parts of about equal size: a function of the seed and the sample's index alone.
+
+    Args:
+        index: Places of the samples in their data set, integers of shape ``(N,)``.
+        parts: Number of parts.
+        seed: Seed of the draw.
+
+    Returns:
+        Numbers from 0 to ``parts - 1``, int64 of shape ``(N,)``.
+
+    Example:
+        >>> part_of(torch.arange(1000), parts=2).bincount()
+        tensor([531, 469])
+    """
+    return _shifted(_mixed(index.long() * _STEP + seed), 11) % parts
+
+
 def _shifted(bits: Tensor, by: int) -> Tensor:
     """Shift to the right as if the 64 bits had no sign."""
     return (bits >> by) & (2 ** (64 - by) - 1)
@@ -58,6 +76,24 @@ def _mixed(bits: Tensor) -> Tensor:
     for by, factor in zip((30, 27), _MIX, strict=True):
         bits = (bits ^ _shifted(bits, by)) * factor
     return bits ^ _shifted(bits, 31)
+
+
+def expected_l1_error(standard_error: Tensor) -> Tensor:
+    r"""Return the relative L1 error of T-hat that its standard errors alone lead one to expect.
+
+    It is :math:`\sqrt{2/\pi} \sum_{ij} s_{ij} / C`, since that is the mean of a normal error's absolute value.
+
+    Args:
+        standard_error: That of each entry of T-hat, shape ``(C, C)``.
+
+    Returns:
+        A scalar, to be compared with :func:`~noisylightning.transition.relative_l1_error`.
+
+    Example:
+        >>> expected_l1_error(torch.full((2, 2), 0.01))
+        tensor(0.0160)
+    """
+    return math.sqrt(2 / math.pi) * standard_error.sum() / len(standard_error)
 
 
 def standard_deviation(replicated: Tensor) -> Tensor:

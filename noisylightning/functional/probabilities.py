@@ -69,13 +69,14 @@ def sum_tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2
 
 
-def check_noisy_labels(labels: Tensor, num_examples: int, num_classes: int) -> None:
+def check_noisy_labels(labels: Tensor, num_examples: int, num_classes: int, lowest: int = 0) -> None:
     """Raise unless ``labels`` are classes, one for each prediction.
 
     Args:
         labels: Noisy labels, integers of shape ``(N,)``.
         num_examples: The number N of predictions.
         num_classes: The number C of classes.
+        lowest: The least value that is allowed, 0 or, for unknown labels, -1.
 
     Raises:
         TypeError: If they are not integers.
@@ -87,7 +88,7 @@ def check_noisy_labels(labels: Tensor, num_examples: int, num_classes: int) -> N
         ...
         noisylightning.errors.BadValue: Noisy labels must be labels between 0 and 2, got 3: ...
     """
-    check_labels(labels, num_classes, "noisy labels")
+    check_labels(labels, num_classes, "noisy labels", lowest)
     if labels.shape != (num_examples,):
         raise BadValue(
             f"There are {num_examples} predictions and noisy labels of shape {tuple(labels.shape)}: pass one label a"

@@ -3,21 +3,27 @@
 A new phase is a subclass of :class:`Phase` in a file of its own, and an entry in the list that :class:`RunPhases` runs.
 """
 
-from noisylightning.phases.base import Chosen, Fit, Memory, Phase
+from noisylightning.phases.base import Candidate, Chosen, Fit, Memory, Phase
 from noisylightning.phases.correction import CorrectionPhase
 from noisylightning.phases.engine import RunPhases
 from noisylightning.phases.estimation import EstimationPhase
+from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.noisy_labels import NoisyLabelsPhase
+from noisylightning.phases.refinement import RefinementPhase
 from noisylightning.phases.trusted import TrustedPhase
 
 __all__ = [
+    "Candidate",
     "Chosen",
     "CorrectionPhase",
     "EstimationPhase",
     "Fit",
+    "FoldsPhase",
     "Memory",
     "NoisyLabelsPhase",
     "Phase",
+    "Plan",
+    "RefinementPhase",
     "RunPhases",
     "TrustedPhase",
 ]

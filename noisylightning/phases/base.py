@@ -1,6 +1,6 @@
 """What a phase of a fit is, and what phases leave for each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -30,33 +30,79 @@ class Chosen:
 
 
 @dataclass
+class Candidate:
+    """A T that networks are trained with, to see how good it is.
+
+    Attributes:
+        name: Where it comes from.
+        transition: T, on the CPU; the identity is no estimate, but what the others must be better than.
+        weights: Those of the networks trained with it, one for each part of the data that one of them does not see.
+        log_likelihood: Log-likelihood of each sample's label by the network that was trained without it, float64 of
+            shape ``(N,)``; None as long as there is none.
+        standard_error: Standard error of each entry of T, where it was computed.
+        details: What the estimator has found beside it.
+    """
+
+    name: str
+    transition: Tensor
+    weights: list[dict[str, Any]] = field(default_factory=list)
+    log_likelihood: Tensor | None = None
+    standard_error: Tensor | None = None
+    details: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is the identity."""
+        return self.name == "identity"
+
+
+@dataclass
 class Memory:
-    """What the phases of one engine leave for each other; all but the correction travels in checkpoints.
+    """What the phases of one engine leave for each other; all but correction and details travels in checkpoints.
 
     Attributes:
         seed: What each epoch's random state is made from.
         start: Precision, optimizers and judging callbacks as they were before the first step; None once every phase
             has begun.
         chosen: The weights that the last phase has chosen.
+        initial: The weights before the first step, as long as a phase will begin from them.
         transition: T-hat once it is estimated, on the CPU.
+        details: What the estimator has found beside it; the next phase takes it, so that no checkpoint needs it.
+        standard_error: That of each entry of T-hat, on the CPU; None where the estimator computes none.
+        out_of_fold: For each part of the data what a network that was trained without it predicts there: columns by
+            name; empty where no phase asked for it.
+        fold_weights: The weights of these networks.
+        candidates: T-hats of which one is to be chosen.
+        added: Epochs and optimizer steps by which phases have lengthened the fit.
         correction: What corrects the module's loss; found when the fit is set up.
     """
 
     seed: int | None = None
     start: dict[str, Any] | None = None
     chosen: Chosen | None = None
+    initial: dict[str, Any] | None = None
     transition: Tensor | None = None
+    details: dict[str, Tensor] = field(default_factory=dict)
+    standard_error: Tensor | None = None
+    out_of_fold: list[dict[str, Tensor]] = field(default_factory=list)
+    fold_weights: list[dict[str, Any]] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    added: tuple[int, int] = (0, 0)
     correction: Correction | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
-        chosen = None if self.chosen is None else dict(vars(self.chosen))
-        return {"seed": self.seed, "start": self.start, "chosen": chosen, "transition": _parts(self.transition)}
+        state = {name: value for name, value in vars(self).items() if name != "correction"}
+        state["chosen"] = None if self.chosen is None else dict(vars(self.chosen))
+        state["candidates"] = [dict(vars(candidate)) for candidate in self.candidates]
+        return state | {"transition": _parts(self.transition)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it up from plain data."""
-        self.seed, self.start, self.transition = state["seed"], state["start"], _joined(state["transition"])
+        vars(self).update(state)
+        self.transition = _joined(state["transition"])
         self.chosen = None if state["chosen"] is None else Chosen(**state["chosen"])
+        self.candidates = [Candidate(**candidate) for candidate in state["candidates"]]
 
 
 def _parts(transition: Tensor | None) -> Any:
@@ -111,9 +157,15 @@ class Fit:
 
         -1 is no limit.
         """
-        begin = [epoch for peer in internals.callbacks(self.trainer) for epoch in getattr(peer, "beginnings", ())]
+        peers = internals.callbacks(self.trainer)
+        begin = [self.added + epoch for peer in peers for epoch in getattr(peer, "beginnings", ())]
         assert self.trainer.max_epochs is not None
         return min(begin, default=-1) if self.trainer.max_epochs == -1 else min([*begin, self.trainer.max_epochs])
+
+    @property
+    def added(self) -> int:
+        """The epochs by which phases have lengthened the fit; ``begins_at`` does not count them."""
+        return sum(getattr(peer, "added_epochs", 0) for peer in internals.callbacks(self.trainer))
 
     def rest(self) -> tuple[int, int]:
         """Return the epochs and optimizer steps that a phase that begins now has before it; -1 is no limit."""
@@ -129,13 +181,16 @@ class Phase:
     Attributes:
         name: What it is called.
         provides_transition: Whether it gives the correction a T.
-        trains: Whether it takes training steps, and so counts as a stage; else all its work is done in :meth:`begin`.
-        begins_at: The epoch at which it begins for certain; None where that depends on the phase before.
+        trains: Whether it takes training steps; else all its work is done in :meth:`begin`.
+        is_stage: Whether it counts as a stage of the fit, if it trains.
+        begins_at: The epoch at which it begins for certain, not counting those by which phases lengthen the fit; None
+            where that depends on the phase before.
     """
 
     name: ClassVar[str]
     provides_transition: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    is_stage: ClassVar[bool] = True
     begins_at: int | None = None
 
     # The fit is set up
@@ -148,6 +203,10 @@ class Phase:
 
     def rehearse(self, fit: Fit) -> None:
         """Try, if it has not begun, in small what would else fail late; leave no trace."""
+
+    def needs_whole_epochs(self, fit: Fit) -> bool:
+        """Tell whether it must begin with an epoch; the phase before it then goes on to the epoch's end."""
+        return False
 
     # Its turn
 
@@ -167,6 +226,14 @@ class Phase:
 
     def end(self, fit: Fit) -> None:
         """Leave what the next phase needs in ``fit.memory``. It may be called again after an interruption."""
+
+    def extra_epochs(self, fit: Fit) -> int:
+        """Return by how many epochs the fit becomes longer with what has just begun."""
+        return 0
+
+    def repeats(self, fit: Fit) -> bool:
+        """Tell whether it begins once more, now that it is over and has ended."""
+        return False
 
     # While it runs
 

@@ -33,7 +33,6 @@ class CorrectionPhase(Phase):
         if reinit not in _STARTS:
             raise BadValue(f"reinit must be one of {', '.join(map(repr, _STARTS))}, got {reinit!r}.")
         self.reinit = reinit
-        self._initial: dict[str, Any] | None = None  # weights of the fit, until it begins
 
     def setup(self, fit: Fit) -> None:
         """Refuse a module whose weights cannot be drawn anew where that is asked for."""
@@ -50,8 +49,8 @@ class CorrectionPhase(Phase):
 
     def prepare(self, fit: Fit) -> None:
         """Keep the weights that it begins from."""
-        if self._initial is None and self.reinit == "initial":
-            self._initial = internals.snapshot(fit.module)
+        if fit.memory.initial is None and self.reinit == "initial":
+            fit.memory.initial = internals.snapshot(fit.module)
 
     def begin(self, fit: Fit) -> None:
         """Put T-hat in and start training again."""
@@ -59,18 +58,19 @@ class CorrectionPhase(Phase):
         assert memory.start is not None
         assert memory.transition is not None
         if self.reinit == "initial":
-            assert self._initial is not None
-            module.load_state_dict(self._initial)
+            assert memory.initial is not None
+            module.load_state_dict(memory.initial)
         elif self.reinit == "fresh":
             assert memory.seed is not None
             internals.reseed(fit.trainer, memory.seed)
             module.reset_weights()  # type: ignore[operator]
             module.load_state_dict(fit.trainer.strategy.broadcast(internals.snapshot(module)))
         if memory.correction is not None:
-            memory.correction.set_transition(memory.transition)
+            memory.correction.set_transition(memory.transition, memory.details)
         internals.restart(fit.trainer, module, memory.start)
         self.take_up(fit)
-        self._initial = memory.chosen = None
+        memory.initial = memory.chosen = None
+        memory.details = {}
         name = type(module if memory.correction is None else memory.correction).__name__
         rank_zero_info(f"Stage two: training from {_STARTS[self.reinit]} with {name} and the estimated T.")
 
@@ -85,11 +85,3 @@ class CorrectionPhase(Phase):
     def config(self) -> dict[str, Any]:
         """Its argument."""
         return {"reinit": self.reinit}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the weights that it will begin from."""
-        return {"initial": self._initial}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them up."""
-        self._initial = state["initial"]

@@ -58,8 +58,13 @@ class RunPhases(Callback):
 
     @property
     def stage(self) -> int:
-        """How many phases that train have begun."""
-        return sum(phase.trains for phase in self.phases[: self._index + 1])
+        """How many stages have begun."""
+        return sum(phase.trains and phase.is_stage for phase in self.phases[: self._index + 1])
+
+    @property
+    def added_epochs(self) -> int:
+        """The epochs by which its phases have lengthened the fit."""
+        return self._memory.added[0]
 
     @property
     def provides_transition(self) -> bool:
@@ -118,6 +123,7 @@ class RunPhases(Callback):
                 )
         self._index, self._epoch, self._span = state["phase"], state["epoch"], state["span"]
         self._memory.load_state_dict(state["memory"])
+        internals.lengthen(trainer, *self._memory.added)
         for phase, saved in zip(self.phases, state["states"], strict=True):
             phase.load_state_dict(saved)
 
@@ -140,6 +146,9 @@ class RunPhases(Callback):
         internals.require_restorable(trainer, pl_module, self._held)
         if memory.start is None and self._waiting:
             memory.start = internals.first_state(trainer)
+        transition = None if memory.correction is None else memory.correction.T
+        if transition is not None and self._index <= 0 and self.provides_transition:
+            transition.await_estimate()  # a T that learns is the identity until there is an estimate
         for phase in self._waiting:
             phase.prepare(self._fit(trainer, pl_module))
 
@@ -178,16 +187,15 @@ class RunPhases(Callback):
     def _advance(self, fit: Fit) -> bool:
         """Begin every phase whose time has come, and tell whether there was one."""
         advanced = False
-        while self._waiting and self._is_time(fit):
-            before, running = (self._index, self._epoch, self._span), self.phase
-            if running is not None:
-                running.end(fit)
+        while (to := self._due(fit)) is not None:
+            before = self._index, self._epoch, self._span
             # An interruption leaves the phase before it running, which a resumed fit ends again.
             try:
-                self._index, self._epoch = self._index + 1, fit.trainer.current_epoch
-                phase = self.phases[self._index]
+                self._index, self._epoch = to, fit.trainer.current_epoch
+                phase = self.phases[to]
                 self._span = phase.span(fit)
                 phase.begin(fit)
+                self._lengthen(fit, phase.extra_epochs(fit))
             except BaseException:
                 self._index, self._epoch, self._span = before
                 raise
@@ -196,11 +204,28 @@ class RunPhases(Callback):
             self._memory.start = None
         return advanced
 
-    def _is_time(self, fit: Fit) -> bool:
-        begins_at = self._waiting[0].begins_at
-        if begins_at is not None and fit.trainer.current_epoch >= begins_at:
-            return True
-        return self.phase is not None and self.phase.is_over(fit)
+    def _due(self, fit: Fit) -> int | None:
+        """End the running phase if its time is over, and return which one is to begin now."""
+        running = self.phase
+        planned = self._waiting[0].begins_at if self._waiting else None
+        if planned is not None and fit.trainer.current_epoch - fit.added >= planned:
+            if running is not None:
+                running.end(fit)
+            return self._index + 1
+        if running is None or not (self._waiting or running.repeats(fit)) or not running.is_over(fit):
+            return None
+        if fit.within_epoch and self._waiting and self._waiting[0].needs_whole_epochs(fit):
+            return None
+        running.end(fit)
+        if running.repeats(fit):
+            return self._index
+        return self._index + 1 if self._waiting else None
+
+    def _lengthen(self, fit: Fit, epochs: int) -> None:
+        if epochs:
+            steps = epochs * internals.steps_an_epoch(fit.trainer)
+            internals.lengthen(fit.trainer, epochs, steps)
+            self._memory.added = self._memory.added[0] + epochs, self._memory.added[1] + steps
 
     # What the running phase does
 

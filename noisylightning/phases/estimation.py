@@ -1,19 +1,28 @@
 """Estimating T within a fit, from a network that was trained on the noisy labels."""
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from noisylightning import internals
-from noisylightning.errors import BadType
-from noisylightning.estimators import AnchorEstimator, EstimatorFactory, TransitionEstimator, within_fit
-from noisylightning.phases.base import Fit, Phase
+from noisylightning.errors import BadType, UserError
+from noisylightning.estimators import (
+    AnchorEstimator,
+    ConsensusEstimator,
+    EstimatorFactory,
+    TransitionEstimator,
+    within_fit,
+)
+from noisylightning.functional.consensus import most_central
+from noisylightning.phases.base import Candidate, Fit, Phase
 from noisylightning.phases.evidence import doubt
+from noisylightning.phases.folds import Plan, whole
 from noisylightning.phases.identity import identify
+from noisylightning.phases.report import report
 from noisylightning.run_folder import run_folder
-from noisylightning.transition import relative_l1_error
-from noisylightning.transition_files import publish_transition
 
 
 def predict_first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -30,14 +39,17 @@ class EstimationPhase(Phase):
     """Estimate T from the weights that the phase before has chosen, and leave T-hat for the next.
 
     T is estimated on ``estimation_dataloader()`` of the data module or the module; on the training data set where there
-    is none. In the run's folder it leaves ``transition.npy``, ``.csv`` and ``.png``, and ``stage_one.ckpt``,
-    the weights that T-hat comes from, which the module has from here on.
+    is none. In the run's folder it leaves ``transition.npy``, ``.csv`` and ``.png``, with replicates
+    ``transition_standard_error.npy``, and ``stage_one.ckpt``, the weights that T-hat comes from, which the module has
+    from here on. It warns of classes that noisy labels cannot tell apart.
 
     Args:
         estimator: Makes the estimator from the number of classes.
         predict: Maps ``(module, batch)`` to ``(logits, noisy labels)``; by default ``module(batch[0]), batch[1]``.
         feature_layer: Name in ``module.named_modules()`` of the layer whose input are the features, for an estimator
             that needs them; by default the last ``nn.Linear``.
+        plan: Whether parts of the data are predicted by networks trained without them, which is then what estimators
+            get that need no features, and T-hat is refined, so that what is found here are candidates.
 
     Attributes:
         epoch: Epoch of the weights that T-hat comes from; -1 before.
@@ -55,6 +67,7 @@ class EstimationPhase(Phase):
         estimator: EstimatorFactory = AnchorEstimator,
         predict: within_fit.Predict = predict_first_two,
         feature_layer: str | None = None,
+        plan: Plan | None = None,
     ) -> None:
         if isinstance(estimator, TransitionEstimator):
             raise BadType(
@@ -64,51 +77,101 @@ class EstimationPhase(Phase):
         self.estimator = estimator
         self.predict = predict
         self.feature_layer = feature_layer
+        self.plan = Plan(rounds=0) if plan is None else plan
         self.epoch = -1
         self.checkpoint = ""
         # Now: a callable may count what it has seen.
         given = {"estimator": identify(estimator), "predict": identify(predict)}
         self._config = given | {"feature_layer": feature_layer}
 
+    def setup(self, fit: Fit) -> None:
+        """Ask the estimator how often T-hat is to be refined."""
+        self.plan.asked = self.estimator(fit.num_classes).rounds
+
     def rehearse(self, fit: Fit) -> None:
         """Put the first batch through the estimation pass."""
-        estimator = self.estimator(fit.num_classes)
-        within_fit.rehearse(fit.trainer, fit.module, estimator, self.predict, self.feature_layer)
+        estimators = self._estimators(fit)
+        for estimator in estimators:
+            if "held_out" in estimator.needs and self.plan.num_folds:
+                continue
+            try:
+                within_fit.rehearse(fit.trainer, fit.module, estimator, self.predict, self.feature_layer)
+            except UserError:
+                if len(estimators) == 1:
+                    raise
+
+    def _estimators(self, fit: Fit) -> list[TransitionEstimator]:
+        made = self.estimator(fit.num_classes)
+        return list(made.starts) if isinstance(made, ConsensusEstimator) else [made]
 
     def begin(self, fit: Fit) -> None:
         """Estimate T."""
-        chosen = fit.memory.chosen
+        chosen, memory = fit.memory.chosen, fit.memory
         assert chosen is not None
         self.epoch = chosen.epoch
         fit.module.load_state_dict(chosen.weights)
         internals.share_buffers(fit.trainer, fit.module)
-        loader = within_fit.estimation_loader(fit.trainer, fit.module)
-        estimator = self.estimator(fit.num_classes)
-        transition = within_fit.estimate(fit.trainer, fit.module, loader, estimator, self.predict, self.feature_layer)
-        fit.memory.transition = transition
-        examples = f"{len(loader.dataset):,} examples"  # type: ignore[arg-type]
-        self._publish(fit, transition, f"{type(estimator).__name__}, {chosen.origin}, {examples}")
-        found = doubt(transition, estimator.class_counts.cpu(), chosen.accuracy)
-        if found is not None:
-            rank_zero_warn(
-                f"T-hat contradicts the evidence: {found}; estimate it from weights that fit the noisy labels neither"
-                " too little nor by heart (monitor, stage_one_epochs), or with another estimator."
-            )
+        if not internals.dev_batches(fit.trainer):
+            self.checkpoint = f"{run_folder(fit.trainer)}/stage_one.ckpt"
+            fit.trainer.save_checkpoint(self.checkpoint, weights_only=True)
+        found = self._ask(fit)
+        if self.plan.refines(fit):
+            identity = Candidate("identity", torch.eye(fit.num_classes))
+            memory.candidates = [identity, *(replace(candidate, details={}) for candidate, _ in found)]
+            return
+        taken, counts = found[most_central([candidate.transition for candidate, _ in found])]
+        memory.transition, memory.standard_error, memory.details = taken.transition, taken.standard_error, taken.details
+        memory.out_of_fold = memory.fold_weights = []
+        source = f"{taken.name}, {chosen.origin}, {int(counts.sum()):,} examples"
+        report(fit, source, counts, doubt(taken.transition, counts, chosen.accuracy))
 
-    def _publish(self, fit: Fit, transition: Tensor, source: str) -> None:
-        trainer = fit.trainer
-        true = internals.data_attribute(trainer, "transition")
-        error = "" if true is None else f"; relative L1 error {relative_l1_error(transition, true.cpu()):.4f}"
-        saved = ""
-        if not internals.dev_batches(trainer):
-            folder = run_folder(trainer)
-            self.checkpoint = f"{folder}/stage_one.ckpt"
-            trainer.save_checkpoint(self.checkpoint, weights_only=True)
-            names = internals.data_attribute(trainer, "class_names")
-            if trainer.is_global_zero:
-                publish_transition(transition, true, folder, trainer.loggers, trainer.global_step, names)
-            saved = f"; saved in {folder}"
-        rank_zero_info(f"T estimated ({source}){error}{saved}.")
+    def _ask(self, fit: Fit) -> list[tuple[Candidate, Tensor]]:
+        """Return what each estimator finds, with the numbers of labels; at least one."""
+        estimators = self._estimators(fit)
+        found, failure = [], None
+        for estimator in estimators:
+            name = type(estimator).__name__
+            try:
+                found.append((Candidate(name, *self._estimate(fit, estimator)), self._counts(fit, estimator)))
+            except UserError as error:
+                failure = failure or error
+                if len(estimators) > 1:
+                    rank_zero_info(f"{name} is left out: {error}")
+        if failure is not None and not found:
+            raise failure
+        return found
+
+    def _estimate(
+        self, fit: Fit, estimator: TransitionEstimator
+    ) -> tuple[Tensor, list[Any], None, Tensor | None, dict[str, Tensor]]:
+        record = None
+        if fit.memory.out_of_fold and "features" not in estimator.needs:  # features of different networks do not mix
+            record = whole(fit.memory.out_of_fold)
+        if record is not None:
+            transition = within_fit.estimate_from(fit.trainer, record, estimator)
+        else:
+            loader = within_fit.estimation_loader(fit.trainer, fit.module)
+            transition = within_fit.estimate(
+                fit.trainer, fit.module, loader, estimator, self.predict, self.feature_layer
+            )
+        share = fit.trainer.strategy.broadcast
+        details = share({name: value.cpu() for name, value in estimator.details().items()})
+        return transition, [], None, share(self._standard_error(estimator)), details
+
+    @staticmethod
+    def _standard_error(estimator: TransitionEstimator) -> Tensor | None:
+        try:
+            error = estimator.standard_error()
+        except UserError as problem:  # T-hat is there, and a stage of training with it
+            rank_zero_warn(f"T-hat goes without standard errors. {problem}")
+            return None
+        return None if error is None else error.cpu()
+
+    def _counts(self, fit: Fit, estimator: TransitionEstimator) -> Tensor:
+        if fit.memory.out_of_fold and "features" not in estimator.needs:
+            return estimator.class_counts.cpu()
+        counts: Tensor = fit.trainer.strategy.reduce(estimator.class_counts.clone(), reduce_op="sum").cpu()
+        return counts
 
     @property
     def config(self) -> dict[str, Any]:

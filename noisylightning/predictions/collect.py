@@ -1,6 +1,6 @@
 """Run a network over the data that T is estimated on, within a fit."""
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -65,20 +65,60 @@ def warn_of_randomness(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
-def estimation_loader(trainer: Trainer, module: LightningModule, rehearsal: bool = False) -> DataLoader[Any]:
+def estimation_loader(
+    trainer: Trainer, module: LightningModule, rehearsal: bool = False, only: Callable[[Tensor], Tensor] | None = None
+) -> DataLoader[Any]:
     """Return this process's share of the estimation data: in order, nothing padded, nothing twice.
 
     The data is what ``estimation_dataloader()`` of the data module or the module gives, else the training data set. A
     rehearsal takes its first batch.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts.
+        rehearsal: Whether the first batch will do.
+        only: Says of the samples, by their places in the training data, which are taken; by default all are.
     """
     loader, _ = _estimation_source(trainer, module)
-    total, world = len(cast(Sized, loader.dataset)), trainer.world_size
+    chosen: Sequence[int] = range(len(cast(Sized, loader.dataset)))
+    if only is not None:
+        index, _ = places(trainer.datamodule, loader.dataset)  # type: ignore[attr-defined]
+        chosen = only(index).nonzero().flatten().tolist()
+    total, world = len(chosen), trainer.world_size
     if total < world:
         raise BadValue(f"T cannot be estimated from {total} examples on {world} processes: use fewer processes.")
+    return _over(loader, chosen[trainer.global_rank :: world], rehearsal)
+
+
+def trusted_loader(trainer: Trainer, rehearsal: bool = False, at_least_one: bool = False) -> DataLoader[Any] | None:
+    """Return this process's share of the trusted samples: in order, nothing padded, nothing twice.
+
+    Args:
+        trainer: The trainer of the fit.
+        rehearsal: Whether it is the first batch only.
+        at_least_one: Whether a process whose share would be empty gets the first sample.
+
+    Returns:
+        The loader over the data module's trusted samples; None where it has none.
+    """
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if not has_trusted(datamodule):
+        return None
+    loader = datamodule.trusted_dataloader()
+    share = range(trainer.global_rank, len(cast(Sized, loader.dataset)), trainer.world_size)
+    return _over(loader, share or range(1) if at_least_one else share, rehearsal)
+
+
+def has_trusted(datamodule: Any) -> bool:
+    """Whether a data module, or None, has samples whose labels are known to be right."""
+    return hasattr(datamodule, "trusted_dataloader") and getattr(datamodule, "has_trusted", True)
+
+
+def _over(loader: DataLoader[Any], share: Sequence[int], rehearsal: bool) -> DataLoader[Any]:
+    """A loader like another, over some of its samples."""
     size = loader.batch_size
     if size is None and loader.batch_sampler is not None:
         size = getattr(loader.batch_sampler, "batch_size", 1)
-    share = range(trainer.global_rank, total, world)
     return DataLoader(
         loader.dataset,
         batch_size=size,
@@ -148,6 +188,73 @@ def predictions(
         )
 
 
+def predictions_of_trusted(
+    trainer: Trainer,
+    module: LightningModule,
+    loader: DataLoader[Any],
+    predict: Predict,
+    num_classes: int,
+    features: Features | None = None,
+) -> Iterator[Predictions]:
+    """Yield what the network predicts on the loader of :func:`trusted_loader`, clean labels beside it.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts; run it under :func:`inference`.
+        loader: Where the trusted samples come from, with their clean labels.
+        predict: Maps the module and a batch to logits and the batch's labels.
+        num_classes: The number of classes C that the logits must have.
+        features: As in :func:`predictions`.
+
+    Yields:
+        The predictions; a noisy label is -1 where the data module does not know it.
+
+    Raises:
+        TypeError: As :func:`predictions` does; or if ``predict`` does not give one row a sample.
+    """
+    if not len(cast(Sized, loader.sampler)):
+        return
+    index, noisy_labels = trusted_places(
+        trainer.datamodule,  # type: ignore[attr-defined]
+        loader.dataset,
+        _estimation_source(trainer, module)[0].dataset,
+    )
+    for logits, clean_labels, drawn, *recorded in _merged(
+        _outputs(trainer, module, loader, predict, num_classes, features)
+    ):
+        if (drawn < 0).any():
+            raise BadType("predict must give one row for each trusted sample of a batch.")
+        yield Predictions(
+            logits,
+            noisy_labels[drawn].to(logits.device),
+            index=index[drawn].to(logits.device),
+            held_out=torch.ones(len(logits), dtype=torch.bool, device=logits.device),
+            clean_labels=clean_labels,
+            features=recorded[0] if recorded else None,
+        )
+
+
+def trusted_places(datamodule: Any, dataset: Any, estimated_on: Any) -> tuple[Tensor, Tensor]:
+    """Say of each trusted sample where it stands, and which noisy label it had.
+
+    Args:
+        datamodule: The data module.
+        dataset: The data set of its ``trusted_dataloader()``, of N samples.
+        estimated_on: The data set of its ``estimation_dataloader()``.
+
+    Returns:
+        ``index``, shape ``(N,)``: the place in the training data, or, for a trusted set of its own, the places after
+        it. The noisy labels, shape ``(N,)``, -1 where they are not known.
+    """
+    drawn = getattr(datamodule, "trusted_index", None)
+    if isinstance(drawn, Tensor) and len(drawn) == len(dataset):
+        index = drawn.cpu()
+    else:
+        index = torch.arange(len(dataset)) + 1 + int(places(datamodule, estimated_on)[0].max())
+    noisy_labels = getattr(datamodule, "trusted_noisy_labels", None)
+    return index, torch.full_like(index, -1) if noisy_labels is None else noisy_labels.cpu()
+
+
 def places(datamodule: Any, dataset: Any) -> tuple[Tensor, Tensor]:
     """Say of each sample of a data set where it stands in the training data, and whether it is held out.
 
@@ -174,8 +281,12 @@ def places(datamodule: Any, dataset: Any) -> tuple[Tensor, Tensor]:
 
 
 def known_of(datamodule: Any, dataset: Any) -> frozenset[str]:
-    """What a pass over a data set can know beyond predictions and labels, as :attr:`Predictions.known` says it."""
-    return frozenset({"features", "held_out"} if places(datamodule, dataset)[1].any() else {"features"})
+    """What a pass can know beyond predictions and labels, as :attr:`Predictions.known` says it.
+
+    The pass goes over a data set and, for an estimator that needs clean labels, over the trusted samples.
+    """
+    found = {"features"} | ({"clean_labels"} if has_trusted(datamodule) else set())
+    return frozenset(found | {"held_out"} if places(datamodule, dataset)[1].any() else found)
 
 
 def _outputs(
@@ -189,8 +300,7 @@ def _outputs(
     """Yield logits, noisy labels, the samples' places in the data set and features if asked for, batch by batch."""
     quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
     transfer = _transfer(trainer, module)
-    share = cast(range, loader.sampler)
-    shares = torch.arange(share.start, share.stop, share.step).split(loader.batch_size or 1)
+    shares = torch.tensor(cast(Sequence[int], loader.sampler)).split(loader.batch_size or 1)
     batches = tqdm(loader, "Estimating T", disable=quiet, leave=False, delay=_PROGRESS_AFTER_SECONDS)
     for batch, drawn in zip(batches, shares, strict=True):
         batch = transfer(trainer.precision_plugin.convert_input(batch))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from noisylightning.estimators import AnchorEstimator, check_needs
+from noisylightning.estimators import AnchorEstimator, TransitionEstimator, check_needs
 from noisylightning.predictions import Predictions
 
 
@@ -28,3 +28,13 @@ def test_needs_are_compared_with_what_is_there(estimator):
 def test_labels_of_several_annotators_are_refused():
     with pytest.raises(ValueError, match="takes one noisy label a sample, got 3"):
         AnchorEstimator(2).update(Predictions(torch.zeros(2, 2), torch.zeros(2, 3, dtype=torch.long)))
+
+
+def test_an_estimator_without_standard_errors_refuses_replicates_at_once():
+    class Plain(TransitionEstimator):
+        def compute(self):
+            return torch.eye(self.num_classes)
+
+    with pytest.raises(ValueError, match="Plain computes no standard errors: pass replicates=0"):
+        Plain(2, replicates=10)
+    assert Plain(2).standard_error() is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from toy import Mixed, ToyData, classifier, trainer, uncorrected
+from toy import Counted, Mixed, ToyData, classifier, trainer, uncorrected
 
 from noisylightning import AnchorEstimator, ConfidentJointEstimator, EstimateTransitionCallback, ForwardCorrection
 from noisylightning.cli import main
@@ -164,6 +164,29 @@ def test_what_is_no_prediction_is_refused(run, tmp_path):
     model.predict_step = lambda batch, batch_idx: [1.0]
     with pytest.raises(TypeError, match=r"predict_step returns, .* but it returned a list"):
         estimate_with_trainer(run, model, ToyData(), None, tmp_path / "T.npy")
+
+
+def test_standard_errors_are_saved_beside_t_hat(tmp_path):
+    data = ToyData()
+    with torch.no_grad():
+        table = Predictions(classifier().eval()(data.train.tensors[0]), data.train.tensors[1])
+    table.save(tmp_path / "p.npz")
+    by_hand = Counted(3, replicates=10)
+    by_hand.update(table)
+    estimate_from_predictions(tmp_path / "p.npz", tmp_path / "T.npy", partial(Counted, replicates=10))
+    saved = np.load(tmp_path / "T_standard_error.npy", allow_pickle=False)
+    assert np.array_equal(saved, by_hand.standard_error().numpy())
+    run = trainer(tmp_path, max_epochs=1)
+    estimate_with_trainer(run, classifier(), data, None, tmp_path / "U.npy", partial(Counted, replicates=10))
+    assert np.array_equal(np.load(tmp_path / "U_standard_error.npy", allow_pickle=False), saved)
+
+
+def test_classes_that_cannot_be_told_apart_are_named(tmp_path):
+    probs = torch.linspace(0.4, 0.6, 40)
+    table = Predictions.from_probs(torch.stack([probs, 1 - probs], dim=1), torch.arange(40) % 2)
+    table.save(tmp_path / "p.npz")
+    with pytest.warns(UserWarning, match=r"cannot tell apart 0 and 1, on which up to 100.0 points"):
+        estimate_from_predictions(tmp_path / "p.npz", tmp_path / "T.npy")
 
 
 @pytest.mark.parametrize("estimator", [AnchorEstimator, ConfidentJointEstimator])

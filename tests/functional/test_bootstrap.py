@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from noisylightning.functional.bootstrap import bootstrap_weights, standard_deviation
+from noisylightning.functional.bootstrap import bootstrap_weights, expected_l1_error, standard_deviation
+from noisylightning.transition import relative_l1_error
 
 
 def test_weights_are_poisson_and_independent():
@@ -42,3 +43,12 @@ def test_refusals():
     assert bootstrap_weights(torch.tensor([0, -1]), 0).tolist() == [[1], [1]]
     with pytest.raises(ValueError, match=r"at least 2 replicates, got 1"):
         standard_deviation(torch.zeros(1, 2, 2))
+
+
+def test_the_expected_error_is_the_mean_one_of_normal_estimates():
+    generator = torch.Generator().manual_seed(0)
+    true, errors = torch.rand(2, 4, 4, generator=generator, dtype=torch.float64)
+    true /= true.sum(dim=1, keepdim=True)
+    drawn = true + errors * torch.randn(20_000, 4, 4, generator=generator, dtype=torch.float64)
+    mean = torch.stack([relative_l1_error(estimate, true) for estimate in drawn]).mean()
+    assert expected_l1_error(errors) == pytest.approx(float(mean), rel=0.01)

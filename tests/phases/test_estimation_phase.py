@@ -1,14 +1,16 @@
 """The estimation pass within a fit: what it takes, what it leaves."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
-from toy import CLASSES, Scripted, ToyData, classifier, trainer, weights
+from toy import CLASSES, Counted, Scripted, ToyData, classifier, trainer, weights
 
 from noisylightning import (
     AnchorEstimator,
@@ -16,7 +18,10 @@ from noisylightning import (
     EstimateTransitionCallback,
 )
 from noisylightning.data import RandomCropFlip
+from noisylightning.errors import BadValue
 from noisylightning.phases import EstimationPhase
+from noisylightning.predictions import Predictions
+from noisylightning.transition import from_flips
 
 
 def test_files_and_logger_get_the_estimate(tmp_path):
@@ -29,6 +34,61 @@ def test_files_and_logger_get_the_estimate(tmp_path):
     assert (folder / "transition.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(folder)).Reload()
     assert "transition" in events.Tags()["images"]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_standard_errors_are_kept_saved_and_resumed(tmp_path):
+    callback = EstimateTransitionCallback(1, estimator=partial(Counted, replicates=20))
+    assert callback.standard_error is None
+    run = trainer(tmp_path, [callback, ModelCheckpoint(tmp_path / "all")], max_epochs=2, enable_checkpointing=True)
+    model, data = classifier(), ToyData()
+    run.fit(model, data)
+
+    by_hand, inputs = Counted(CLASSES, replicates=20), data.train.tensors
+    model.load_state_dict(torch.load(callback.stage_one_checkpoint, weights_only=True)["state_dict"])
+    by_hand.update(Predictions(model.eval()(inputs[0]), inputs[1]))
+    assert torch.equal(callback.transition, by_hand.compute())
+    assert torch.equal(callback.standard_error, by_hand.standard_error())
+    saved = np.load(Path(callback.stage_one_checkpoint).with_name("transition_standard_error.npy"), allow_pickle=False)
+    assert np.array_equal(saved, callback.standard_error.numpy())
+
+    again = EstimateTransitionCallback(1, estimator=partial(Counted, replicates=20))
+    last = run.checkpoint_callback.best_model_path
+    resumed = trainer(tmp_path, [again, ModelCheckpoint(Path(last).parent)], max_epochs=3, enable_checkpointing=True)
+    resumed.fit(model, data, ckpt_path=last, weights_only=True)
+    assert torch.equal(again.standard_error, callback.standard_error)
+
+
+def test_t_hat_is_not_lost_where_standard_errors_cannot_be_had(tmp_path):
+    class Few(Counted):
+        def _replicated(self):
+            raise BadValue("A replicate has no sample of class 2.")
+
+    callback = EstimateTransitionCallback(1, estimator=partial(Few, replicates=20))
+    with pytest.warns(UserWarning, match="without standard errors. A replicate has no sample of class 2"):
+        trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), ToyData())
+    assert callback.standard_error is None
+    assert callback.stage == 2
+
+
+def test_without_replicates_there_are_none(tmp_path):
+    callback = EstimateTransitionCallback(1, estimator=Counted)
+    trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), ToyData())
+    assert callback.standard_error is None
+    assert not list(tmp_path.rglob("*standard_error*"))
+
+
+def test_classes_that_cannot_be_told_apart_are_named(tmp_path):
+    class Exchanging(AnchorEstimator):
+        def compute(self):
+            return from_flips(CLASSES, {0: 1, 1: 0}, 0.6)
+
+    class Data(ToyData):
+        class_names = ("ant", "bee", "cow")
+
+    callback = EstimateTransitionCallback(1, estimator=Exchanging, estimate_from="last")
+    with pytest.warns(UserWarning, match=r"cannot tell apart ant and bee, on which up to 56\.\d points"):
+        trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), Data())
 
 
 def test_iterable_data_is_refused(tmp_path):
