@@ -193,7 +193,7 @@ class Run:
     def limit(self, data: MNISTDataModule) -> None:
         """Count T with all clean labels of the draw."""
         assert data.noisy_labels is not None
-        clean, noisy = data.load_train()[1], data.noisy_labels.labels.cpu()
+        clean, noisy = data.load_train()[1].long(), data.noisy_labels.labels.cpu()
         counts = torch.zeros(10, 10, dtype=torch.float64).index_put_(
             (clean, noisy), torch.ones(len(clean), dtype=torch.float64), accumulate=True
         )
@@ -299,7 +299,7 @@ def pictures(runs: list[dict[str, Any]], output: Path) -> None:
     hard = [run for run in runs if run["noise"] == HARD]
     first = next((run for run in hard if run["method"] == "consensus"), None)
     if first is not None and "standard_error" in first:
-        true = NOISES[HARD].transition(10)  # type: ignore[attr-defined]
+        true = NOISES[HARD].transition(10)
         figure = compare_transitions(
             torch.tensor(first["transition"]), true, standard_error=torch.tensor(first["standard_error"])
         )
