@@ -5,10 +5,10 @@
 One thread. Our functions and cleanlab's, ``compute_confident_joint`` and then ``estimate_latent``, get one float32
 table and one list of labels, and run on it in turn, so that whatever else the machine does falls on all alike; told is
 the median of the processor's time over a few rounds after the first. Rows ``two passes`` are the estimators, fed with
-batches of ``Predictions`` twice so
-that they keep none: they check each batch and take its softmax in each pass. Peak memory is what a method takes beyond
-the table, in a process of its own. The largest table exists batch by batch alone, drawn anew in each pass; what drawing
-takes is told too, and taken off. Needs Linux. Writes ``benchmarks/results/estimators.json`` and ``estimators.md``.
+batches of ``Predictions`` twice so that they keep none: they check each batch and take its softmax in each pass. Peak
+memory is what a method takes beyond the table, in a process of its own. The largest table exists batch by batch alone,
+drawn anew in each pass; what drawing takes is told too, and taken off. Needs Linux. Writes
+``benchmarks/results/estimators.json`` and ``estimators.md``.
 """
 
 import argparse
