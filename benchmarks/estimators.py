@@ -3,11 +3,12 @@
     python benchmarks/estimators.py
 
 One thread. Our functions and cleanlab's, ``compute_confident_joint`` and then ``estimate_latent``, get one float32
-table and one list of labels, and run on it in turn, so that whatever else the machine does falls on all alike; of a few
-rounds after the first the median is told. Rows ``two passes`` are the estimators, fed with batches of ``Predictions`` twice so
-that they keep none: they check each batch and take its softmax in each pass. Peak memory is what a method takes beyond
-the table, in a process of its own. The largest table exists batch by batch alone, drawn anew in each pass; what drawing
-takes is told too, and taken off. Needs Linux. Writes ``benchmarks/results/estimators.json`` and ``estimators.md``.
+table and one list of labels, and run on it in turn, so that whatever else the machine does falls on all alike; told is
+the median of the processor's time over a few rounds after the first. Rows ``two passes`` are the estimators, fed with
+batches of ``Predictions`` twice so that they keep none: they check each batch and take its softmax in each pass. Peak
+memory is what a method takes beyond the table, in a process of its own. The largest table exists batch by batch alone,
+drawn anew in each pass; what drawing takes is told too, and taken off. Needs Linux. Writes
+``benchmarks/results/estimators.json`` and ``estimators.md``.
 """
 
 import argparse
@@ -120,10 +121,10 @@ def measure_time(samples: int, classes: int, rounds: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(rounds + 1):
         for name, run in tasks.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             run()
             if turn:
-                taken[name].append(time.perf_counter() - begin)
+                taken[name].append(time.process_time() - begin)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
@@ -147,15 +148,15 @@ def peak_of(run: Callable[[], object]) -> int:
 
 def measure_largest(name: str, samples: int, classes: int) -> dict[str, float]:
     """Seconds and peak bytes of one estimator on batches that are drawn on the fly; call it in a fresh process."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(2):
         for _ in draw(samples, classes):
             pass
-    drawing = time.perf_counter() - begin
-    begin = time.perf_counter()
+    drawing = time.process_time() - begin
+    begin = time.process_time()
     peak = peak_of(lambda: fed(ESTIMATORS[name](classes), lambda: draw(samples, classes)))
     return {
-        "seconds": time.perf_counter() - begin - drawing,
+        "seconds": time.process_time() - begin - drawing,
         "seconds_of_drawing": drawing,
         "peak_bytes_beyond_table": peak,
     }

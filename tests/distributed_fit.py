@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from synchronized_norm import SynchronizeNorms
-from toy import CLASSES, FeatureMeans, ToyData, adam, classifier, trainer
+from toy import CLASSES, FeatureMeans, ToyData, adam, anchored, classifier, trainer
 
-from noisylightning import EstimateTransitionCallback, ForwardCorrection
+from noisylightning import ForwardCorrection
 from noisylightning.transition import NoiseAdaptation
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     folder = Path(spec["folder"])
     warnings.simplefilter("ignore")
     recorder = Recorder(spec.get("rank_that_fails"))
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         stage_one_epochs=2,
         estimator=FeatureMeans,  # T-hat is AnchorEstimator's
         estimate_from=spec.get("estimate_from", "best"),

@@ -174,7 +174,7 @@ def test_noises_methods_and_bounds_set_no_key_in_common():
         *(keys_of(str(path.relative_to(CONFIGS).with_suffix(""))) for path in CONFIGS.glob("*/bounded/*.yaml"))
     )
     estimator = set().union(*(keys_of(f"estimators/{name}") for name in ESTIMATORS))
-    assert estimator == {"trainer.callbacks.estimator"}
+    assert estimator == {"trainer.callbacks.estimator", "data.init_args.trusted"}
     assert noise == {"data.init_args.noise"}
     model = {"model.init_args.correction", "model.init_args.transition_lr"}
     assert method == {*model, "trainer.callbacks+", "data.init_args.with_index"}
@@ -329,6 +329,8 @@ def test_an_estimator_stacks_after_a_method_and_changes_nothing_else(estimator, 
     name = named if isinstance(named, str) else named["class_path"]
     assert type(callback.estimator(10)).__name__ == name.rpartition(".")[2]
     chosen.trainer.callbacks[-1].init_args.estimator = alone.trainer.callbacks[-1].init_args.estimator
+    assert (chosen.data.init_args.trusted is not None) == (estimator == "trusted")
+    chosen.data.init_args.trusted = None
     assert chosen == alone
 
 
@@ -373,7 +375,7 @@ SMALLER = {  # networks, whose checkpoints would otherwise fill hundreds of mega
 RUNS = [
     ("digits/mlp", "digits/bounded/mlp", "noise/symmetric_0.2", "methods/unhinged"),
     ("digits/mlp", "noise/symmetric_0.2", "methods/importance_reweighting_estimated"),
-    ("digits/mlp", "noise/symmetric_0.2", "estimators/trusted"),
+    ("digits/mlp", "noise/symmetric_0.2", "methods/forward_estimated", "estimators/trusted"),
     ("labelme/mlp", "methods/forward_known"),
     ("mnist/mlp", "noise/asymmetric_0.6", "methods/forward_estimated"),
     ("mnist/mlp", "methods/early_learning_regularization"),

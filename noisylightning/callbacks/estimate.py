@@ -9,7 +9,7 @@ from torch import Tensor
 from noisylightning.callbacks._attach import attach, refuse_misfits, require_use_of_transition
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
-from noisylightning.estimators import AnchorEstimator, EstimatorFactory
+from noisylightning.estimators import ConsensusEstimator, EstimatorFactory
 from noisylightning.estimators.within_fit import Predict
 from noisylightning.phases import (
     CorrectionPhase,
@@ -89,7 +89,7 @@ class EstimateTransitionCallback(RunPhases):
         stage_one_epochs: int | None = None,
         stage_one_steps: int | None = None,
         patience: int | None = None,
-        estimator: EstimatorFactory = AnchorEstimator,
+        estimator: EstimatorFactory = ConsensusEstimator,
         estimate_from: Literal["best", "last"] = "best",
         monitor: str = "val_loss",
         mode: Literal["max", "min"] = "min",

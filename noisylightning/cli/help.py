@@ -51,7 +51,7 @@ COMMANDS = {
         },
     ),
     "estimate": Command(
-        "Estimate T from a checkpoint's predictions on the training data, or from a file of predictions.",
+        "Estimate T from a checkpoint's predictions on the training data, from a file of them, or from --data alone.",
         "noisylightning estimate --config RUN/config.yaml --ckpt_path RUN/stage_one.ckpt --output T.npy",
         {
             "ckpt_path": _CHECKPOINT,

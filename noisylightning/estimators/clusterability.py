@@ -17,7 +17,7 @@ class ClusterabilityEstimator(FeatureEstimator):
 
     It is :func:`~noisylightning.functional.clusterability.clusterability`, on the samples in the order of their index.
     It needs no network: the command runs it on the data's own inputs, ``estimate --data ...``. What it finds about
-    itself is in ``found``; where neighbours are of other classes more often than one in ten, it warns.
+    itself is in ``found``; where more than one in ten neighbours are of other classes, beyond chance, it warns.
 
     Standard errors are those of labels drawn anew for the same triples; the bias that neighbours of other classes
     leave they do not count.
@@ -70,10 +70,10 @@ class ClusterabilityEstimator(FeatureEstimator):
     def compute(self) -> Tensor:
         """Return T-hat, ``(C, C)``, rows sum to one."""
         self.found = self._find()
-        if self.found.mismatch > _LARGEST_MISMATCH:
+        if self.found.mismatch > _LARGEST_MISMATCH + self.found.noise:
             rank_zero_warn(
-                f"About {self.found.mismatch:.0%} of nearest neighbours are of another class, by the labels, which"
-                " makes T-hat too even: take features of a better network, or another estimator.",
+                f"About {self.found.mismatch:.0%} of nearest neighbours are of another class, as far as labels show it,"
+                " so that T-hat may be too even: take features of a better network, or another estimator.",
             )
         return self.found.transition.float().to(self.device)
 

@@ -20,6 +20,7 @@ from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs, passes
 from noisylightning.estimators.clusterability import ClusterabilityEstimator
+from noisylightning.estimators.with_features import FeatureEstimator
 from noisylightning.functional.names import names_warning
 from noisylightning.models import record_features
 from noisylightning.plotting import compare_transitions
@@ -233,7 +234,7 @@ def estimate_from_data(
     """
     output = _checked_output(output)
     made = estimator(datamodule.num_classes)
-    if made.needs != {"features"}:
+    if not isinstance(made, FeatureEstimator):
         raise BadValue(
             f"{type(made).__name__} needs a network's predictions: give --model and --ckpt_path, or --predictions FILE,"
             " or choose ClusterabilityEstimator (--estimator), which needs none."
@@ -259,8 +260,7 @@ def estimate_from_data(
         made.update(Predictions(logits, labels, **known))
         begin += len(labels)
     transition: Tensor = made.compute()
-    error = made.standard_error()
-    _save(transition, output, getattr(datamodule, "transition", None), begin, error)
+    _save(transition, output, getattr(datamodule, "transition", None), begin, made.standard_error())
     _warn_of_names(transition, made.class_counts)
     return transition
 

@@ -11,7 +11,9 @@ from noisylightning.predictions.record import Predictions
 
 
 class FeatureEstimator(TransitionEstimator):
-    """Base class of the estimators that keep features, noisy labels and places of all samples, ``O(N D)`` memory.
+    """Base class of the estimators that read features and noisy labels alone, no predictions.
+
+    Features, labels and places of all samples are kept: ``O(N D)`` memory.
 
     Args:
         num_classes: Number of classes C.

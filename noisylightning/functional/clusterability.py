@@ -8,9 +8,9 @@ from torch import Tensor
 
 from noisylightning.errors import BadValue
 from noisylightning.functional.label_mixture import LabelMixture, start_of
+from noisylightning.functional.names import name_rows
 from noisylightning.functional.neighbours import nearest_neighbours
 from noisylightning.functional.probabilities import check_every_class, check_noisy_labels
-from noisylightning.functional.row_order import row_order
 
 _BLOCK = 2**20  # entries of a table of samples and classes at a time
 _SHARES = (1.0, 0.5, 0.25, 0.125)
@@ -25,7 +25,8 @@ class Clusters:
     Args:
         mixture: The fit to the triples' labels; its table 0 is T-hat, its rows named.
         mismatch: Share of the samples, of all that were looked at, whose nearest neighbour is of another class, as far
-            as the labels show it through T-hat: in practice a lower bound.
+            as the labels show it through T-hat: too low by up to a half where features are poor, and too high by about
+            ``noise`` where samples are few.
         share: The share of the triples that were used, those whose surroundings are purest.
         tuples: The labels of these, and the class of their surroundings, ``(n, 4)``.
         places: Where in the data the sample in the middle of each is, ``(n,)``.
@@ -43,6 +44,13 @@ class Clusters:
     def transition(self) -> Tensor:
         """T-hat, ``(C, C)``, float64."""
         return self.mixture.tables[0]
+
+    @property
+    def noise(self) -> float:
+        """The relative L1 error that chance alone leaves in a T counted from as many labels, each counted once."""
+        labels = 3 * len(self.tuples) / self.overlap * self.mixture.prior[:, None]
+        table = (labels * self.transition + 1) / (labels + len(labels))  # what was not seen is not impossible
+        return float((table * (1 - table) / labels.clamp_min(1)).sqrt().sum()) * math.sqrt(2 / math.pi) / len(labels)
 
     def replicated(self, weights: Tensor) -> Tensor:
         """Fit anew, from this fit, to each of B weightings of the triples.
@@ -159,7 +167,7 @@ def _counted(tuples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _named(mixture: LabelMixture) -> LabelMixture:
     """Put the classes into the order in which the product of the diagonal is largest."""
-    order = row_order(mixture.tables[0])
+    order = name_rows(mixture.tables[0])
     return replace(mixture, prior=mixture.prior[order], tables=mixture.tables[:, order])
 
 
@@ -214,14 +222,8 @@ def _purest(surroundings: Tensor, purity: Tensor, share: float) -> Tensor:
 
 def _agree(larger: Clusters, smaller: Clusters) -> bool:
     """Whether two T-hat differ by no more than the smaller's chance error, its triples being part of the larger's."""
-    return float((larger.transition - smaller.transition).abs().sum()) <= _noise(smaller)
-
-
-def _noise(found: Clusters) -> float:
-    """The mean of the sum of absolute errors of a T counted from as many labels, each counted once."""
-    labels = 3 * len(found.tuples) / found.overlap * found.mixture.prior[:, None]
-    table = (labels * found.transition + 1) / (labels + len(labels))  # what was not seen is not impossible
-    return float((table * (1 - table) / labels.clamp_min(1)).sqrt().sum()) * math.sqrt(2 / math.pi)
+    difference = (larger.transition - smaller.transition).abs().sum() / len(smaller.transition)
+    return float(difference) <= smaller.noise
 
 
 def _mismatch(pairs: Tensor, mixture: LabelMixture) -> float:

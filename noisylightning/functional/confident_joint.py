@@ -1,5 +1,7 @@
 """T from the confident joint of noisy labels and classes (Northcutt et al., JAIR 2021)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -39,8 +41,7 @@ def confident_joint_transition(probs: Tensor, labels: Tensor) -> Tensor:
         tensor([[0.5000, 0.5000],
                 [0.0000, 1.0000]])
     """
-    for part in probs.split(max(1, _ENTRIES // probs.shape[-1])) if probs.ndim == 2 else [probs]:
-        check_probabilities(part)
+    check_probabilities(probs)
     check_noisy_labels(labels, *probs.shape)
     class_counts = torch.bincount(labels.long(), minlength=probs.shape[1])
     sums = self_confidence(probs, labels)
@@ -60,10 +61,12 @@ def self_confidence(probs: Tensor, labels: Tensor, weights: Tensor | None = None
     Returns:
         The sums as :func:`~noisylightning.functional.exact_sums.to_fixed` writes them, ``(C,)`` or ``(B, C)``.
     """
-    own = to_fixed(probs.gather(1, labels.unsqueeze(1)).squeeze(1))
-    if weights is None:
-        return own.new_zeros(probs.shape[1]).index_add(0, labels, own)
-    return own.new_zeros(probs.shape[1], weights.shape[1]).index_add(0, labels, own.unsqueeze(1) * weights).t()
+    size, columns = probs.shape[1], 1 if weights is None else weights.shape[1]
+    sums = torch.zeros(size, columns, dtype=torch.long, device=probs.device)
+    for rows in _parts(probs):
+        own = to_fixed(probs[rows].gather(1, labels[rows].unsqueeze(1)))
+        sums.index_add_(0, labels[rows], own if weights is None else own * weights[rows])
+    return sums.squeeze(1) if weights is None else sums.t()
 
 
 def confident_thresholds(sums: Tensor, class_counts: Tensor) -> Tensor:
@@ -117,11 +120,6 @@ def confident_classes(probs: Tensor, thresholds: Tensor) -> Tensor:
         tensor([1, 2])
     """
     bounds = thresholds.to(probs.dtype)  # rounding keeps the order: the most confident sample still reaches it
-    found = [_confident(part, bounds) for part in probs.split(max(1, _ENTRIES // probs.shape[1]))]
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
-
-
-def _confident(probs: Tensor, bounds: Tensor) -> Tensor:
     largest, found = probs.max(dim=1)  # where that reaches its threshold, as mostly, no other has to be looked at
     rest = (~(largest >= bounds[found])).nonzero().squeeze(1)  # negated, so that NaN is not reached
     others = probs[rest]
@@ -149,11 +147,18 @@ def confident_counts(probs: Tensor, labels: Tensor, thresholds: Tensor, weights:
                 [0, 1]])
     """
     size = probs.shape[1]
-    classes = confident_classes(probs, thresholds)
-    sure = classes >= 0
-    pairs = labels[sure] * size + classes[sure]
-    times = torch.ones_like(pairs) if weights is None else weights[sure]
-    return times.new_zeros(size * size).index_add(0, pairs, times).view(size, size)
+    counts = torch.zeros(size * size, dtype=torch.long, device=probs.device)
+    for rows in _parts(probs):
+        classes = confident_classes(probs[rows], thresholds)
+        sure = classes >= 0
+        pairs = (labels[rows] * size + classes)[sure]
+        counts.index_add_(0, pairs, torch.ones_like(pairs) if weights is None else weights[rows][sure])
+    return counts.view(size, size)
+
+
+def _parts(probs: Tensor) -> Iterator[slice]:
+    size = max(1, _ENTRIES // probs.shape[1])
+    return (slice(start, start + size) for start in range(0, len(probs), size))
 
 
 def calibrated_joint(counts: Tensor, class_counts: Tensor) -> Tensor:
@@ -189,7 +194,7 @@ def joint_transition(counts: Tensor, class_counts: Tensor) -> Tensor:
     """
     check_confident(counts.sum(dim=-2))
     joint = calibrated_joint(counts, class_counts)
-    return (joint / joint.sum(dim=-2, keepdim=True)).transpose(-1, -2)
+    return joint.div_(joint.sum(dim=-2, keepdim=True)).transpose(-1, -2)
 
 
 def count_pairs(pairs: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from noisylightning.errors import BadValue
+from noisylightning.functional.names import name_rows
 from noisylightning.functional.probabilities import check_probabilities
-from noisylightning.functional.row_order import row_order
 
 _ROUNDS = 3
 
@@ -64,7 +64,7 @@ def simplex_transition(
         sizes = depth * weights.sum() * prior / prior.sum()
         corners = torch.stack([_far(probs, weights, *pair) for pair in zip(mixing.t(), sizes.tolist(), strict=True)])
     corners = corners / corners.sum(dim=1, keepdim=True)
-    return corners[row_order(corners)]
+    return corners[name_rows(corners)]
 
 
 def _corners(probs: Tensor, weights: Tensor, size: float) -> Tensor:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader, TensorDataset
-from toy import CLASSES, ToyData, classifier, trainer
+from toy import CLASSES, ToyData, anchored, classifier, trainer
 
-from noisylightning import AnchorEstimator, EstimateTransitionCallback, TrustedDataEstimator
+from noisylightning import AnchorEstimator, TrustedDataEstimator
 from noisylightning.cli import main
 from noisylightning.data import ArrayDataModule, SymmetricNoise
 from noisylightning.estimators.standalone import estimate_with_trainer
@@ -122,7 +122,7 @@ class Keep(Phase):
 def test_a_fit_estimates_t_from_samples_drawn_of_the_training_data(tmp_path):
     """Each once, un-augmented, their noisy labels, which the data module knows, beside the clean ones."""
     data = arrays(trusted=4, noise=SymmetricNoise(0.3))
-    callback = EstimateTransitionCallback(1, estimate_from="last", estimator=TrustedDataEstimator)
+    callback = anchored(1, estimate_from="last", estimator=TrustedDataEstimator)
     callback.phases.insert(2, Keep())
     trainer(tmp_path, [callback], max_epochs=2).fit(model := classifier(), data)
     model.load_state_dict(torch.load(callback.stage_one_checkpoint, weights_only=True)["state_dict"])
@@ -137,7 +137,7 @@ def test_a_fit_estimates_t_from_samples_drawn_of_the_training_data(tmp_path):
 
 def test_a_fit_estimates_t_from_a_trusted_set_of_its_own(tmp_path):
     data = Apart()
-    callback = EstimateTransitionCallback(1, estimate_from="last", estimator=TrustedDataEstimator)
+    callback = anchored(1, estimate_from="last", estimator=TrustedDataEstimator)
     callback.phases.insert(2, Keep())
     trainer(tmp_path, [callback], max_epochs=2).fit(model := classifier(), data)
     model.load_state_dict(torch.load(callback.stage_one_checkpoint, weights_only=True)["state_dict"])
@@ -147,7 +147,7 @@ def test_a_fit_estimates_t_from_a_trusted_set_of_its_own(tmp_path):
 
 
 def test_without_trusted_samples_a_fit_ends_before_its_first_step(tmp_path):
-    run = trainer(tmp_path, [EstimateTransitionCallback(1, estimator=TrustedDataEstimator)], max_epochs=2)
+    run = trainer(tmp_path, [anchored(1, estimator=TrustedDataEstimator)], max_epochs=2)
     with pytest.raises(ValueError, match=r"TrustedDataEstimator needs clean_labels, .*: give trusted labels"):
         run.fit(classifier(), arrays())
     assert run.global_step == 0
@@ -155,7 +155,7 @@ def test_without_trusted_samples_a_fit_ends_before_its_first_step(tmp_path):
 
 @pytest.mark.parametrize("data", [lambda: arrays(trusted=4, noise=SymmetricNoise(0.3)), Apart])
 def test_a_checkpoint_gives_the_estimate_of_the_fit(data, tmp_path):
-    callback = EstimateTransitionCallback(2, estimator=TrustedDataEstimator)
+    callback = anchored(2, estimator=TrustedDataEstimator)
     trainer(tmp_path, [callback], max_epochs=3).fit(classifier(), data())
     run = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     path = callback.stage_one_checkpoint

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
-from toy import CLASSES, TRUE, ForeignClassifier, ToyData, backbone, classifier, trainer, weights
+from toy import CLASSES, TRUE, ForeignClassifier, ToyData, anchored, backbone, classifier, trainer, weights
 
-from noisylightning import EstimateTransitionCallback, ForwardCorrection, ImportanceReweighting
+from noisylightning import ForwardCorrection, ImportanceReweighting
 from noisylightning.transition import (
     NoiseAdaptation,
     TotalVariation,
@@ -38,7 +38,7 @@ class Watch(Callback):
 def test_a_learnt_transition_waits_in_stage_one_and_learns_on_from_the_estimate(tmp_path, kind):
     learnt, fixed = Watch(), Watch()
     for watch, correction in ((learnt, learning(kind)), (fixed, ForwardCorrection(num_classes=CLASSES))):
-        callback = EstimateTransitionCallback(stage_one_epochs=2)
+        callback = anchored(stage_one_epochs=2)
         torch.manual_seed(0)
         model = classifier(dropout=0.3, correction=correction, transition_lr=0.01)
         trainer(tmp_path, [callback, watch], max_epochs=4).fit(model, ToyData())
@@ -69,7 +69,7 @@ def test_a_learnt_transition_needs_no_estimate(tmp_path, kind):
 
 def test_a_learnt_transition_that_nobody_would_train_is_refused(tmp_path):
     correction = ForwardCorrection(NoiseAdaptation(CLASSES))
-    callback = EstimateTransitionCallback(1, monitor="val_acc", mode="max", correction=correction,
+    callback = anchored(1, monitor="val_acc", mode="max", correction=correction,
                                           loss_attribute="criterion")  # fmt: skip
     with pytest.raises(ValueError, match="NoiseAdaptation learns, but ForeignClassifier's optimizer does not have it"):
         trainer(tmp_path, [callback], max_epochs=2).fit(ForeignClassifier(), ToyData())
@@ -92,7 +92,7 @@ def test_stage_two_begins_where_it_was_told_to(tmp_path, reinit):
                 seen["start"] = weights(pl_module)
                 seen["stage one's end"] = seen["end"]
 
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         stage_one_epochs=2,
         estimate_from="last",
         reinit=reinit,
