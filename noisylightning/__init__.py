@@ -17,9 +17,12 @@ from noisylightning.estimators import (
     ConfidentJointEstimator,
     ConsensusEstimator,
     CostSensitiveEstimator,
+    CrowdEstimator,
     DualTEstimator,
+    PartDependentEstimator,
     SimplexEstimator,
     TransitionEstimator,
+    TrustedDataEstimator,
 )
 from noisylightning.module import NoisyLabelClassifier
 
@@ -33,6 +36,7 @@ __all__ = [
     "ConsensusEstimator",
     "Correction",
     "CostSensitiveEstimator",
+    "CrowdEstimator",
     "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
@@ -41,6 +45,8 @@ __all__ = [
     "KnownTransitionCallback",
     "NoCorrection",
     "NoisyLabelClassifier",
+    "PartDependentEstimator",
     "SimplexEstimator",
     "TransitionEstimator",
+    "TrustedDataEstimator",
 ]

@@ -12,8 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from noisylightning.corrections import Correction, NoCorrection
 from noisylightning.errors import BadType, BadValue
-from noisylightning.internals import callbacks, reseed
+from noisylightning.internals import callbacks, data_attribute, reseed
 from noisylightning.models import record_features, require_logits
+from noisylightning.transition import relative_l1_error
 
 
 class _NoisyMetrics(nn.Module):
@@ -50,7 +51,10 @@ class _NoisyMetrics(nn.Module):
             sizes = torch.tensor([len(batch) for batch in labels], device=losses[0].device)
             self.loss.update(torch.stack(losses).repeat_interleave(sizes))
             whole = {name: torch.cat([batch[name] for batch in of_samples]) for name in of_samples[0]}
-            correct = self._noisy_log_posterior(torch.cat(logits), **whole).argmax(dim=1) == torch.cat(labels)
+            observed = torch.cat(labels)
+            if observed.is_floating_point():  # soft labels: the most probable one
+                observed = observed.argmax(dim=1)
+            correct = self._noisy_log_posterior(torch.cat(logits), **whole).argmax(dim=1) == observed
             self.accuracy.update(correct.float())
         self._aside, self._numel = [], 0
 
@@ -67,6 +71,8 @@ class NoisyLabelClassifier(LightningModule):
     - ``train_loss``, ``val_loss``: the corrected loss on the noisy labels;
     - ``train_accuracy``, ``val_accuracy``: how often the network's *noisy* prediction, the largest entry of p T, is the
       noisy label. It needs no clean label, and a network that has learnt the clean classes is not punished for it;
+    - ``transition_error``: the relative L1 error of a T that learns, where the data module knows the true
+      ``transition``;
     - ``test_loss``, ``test_accuracy``, ``test_balanced_accuracy`` (the mean over classes): cross-entropy and accuracies
       of p(clean | x) on the labels of the test set, which are taken to be clean.
 
@@ -221,8 +227,14 @@ class NoisyLabelClassifier(LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log the training metrics, before the callbacks that monitor them."""
+        """Log the training metrics, before the callbacks that monitor them, and how far a T that learns is off."""
         self._log_metrics("train", self.train_metrics)
+        transition, true = self.correction.T, data_attribute(self.trainer, "transition")
+        if true is None or transition is None or transition.is_identity:
+            return
+        if any(parameter.requires_grad for parameter in transition.parameters()):
+            error = relative_l1_error(transition.to_dense().detach(), true.to(self.device))
+            self.log("transition_error", error, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""

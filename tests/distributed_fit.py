@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from synchronized_norm import SynchronizeNorms
-from toy import CLASSES, FeatureMeans, ToyData, adam, classifier, trainer
+from toy import CLASSES, FeatureMeans, ToyData, adam, anchored, classifier, trainer
 
-from noisylightning import EstimateTransitionCallback
+from noisylightning import ForwardCorrection
+from noisylightning.transition import NoiseAdaptation
 
 
 class Recorder:
@@ -47,7 +48,7 @@ def main() -> None:
     folder = Path(spec["folder"])
     warnings.simplefilter("ignore")
     recorder = Recorder(spec.get("rank_that_fails"))
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         stage_one_epochs=2,
         estimator=FeatureMeans,  # T-hat is AnchorEstimator's
         estimate_from=spec.get("estimate_from", "best"),
@@ -70,7 +71,10 @@ def main() -> None:
         sync_batchnorm=norm == "torch",
     )
     torch.manual_seed(0)
-    model = classifier(seed=run.global_rank, dropout=0.3, optimizer=adam)  # ranks that disagree at first
+    correction = ForwardCorrection(NoiseAdaptation(CLASSES) if spec.get("learnt") else None, CLASSES)
+    rate = 0.01 if spec.get("learnt") else None
+    # Ranks that disagree at first.
+    model = classifier(run.global_rank, dropout=0.3, optimizer=adam, correction=correction, transition_lr=rate)
     if norm:
         model.backbone.insert(1, torch.nn.BatchNorm1d(16))
     run.fit(model, ToyData(num_train=spec.get("num_train", 97)), ckpt_path=spec.get("ckpt_path"), weights_only=True)
@@ -78,7 +82,7 @@ def main() -> None:
     torch.save(
         {
             "seen": seen,
-            "transition": model.correction.transition,
+            "transition": model.correction.transition.detach(),
             "callback": callback.transition,
             "feature_means": FeatureMeans.means if recorder.inputs else torch.empty(0),
             "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]),

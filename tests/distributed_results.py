@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import TensorDataset
-from toy import ToyData, classifier, trainer
+from toy import ToyData, anchored, classifier, trainer
 
-from noisylightning import EstimateTransitionCallback, NoisyLabelClassifier
+from noisylightning import NoisyLabelClassifier
 from noisylightning.data import ArrayDataModule, SymmetricNoise
 from noisylightning.models import MLP
 from noisylightning.results import evaluate_fit, publish_results
@@ -41,7 +41,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     spread = {"devices": 2, "strategy": "ddp"}
 
-    callback = EstimateTransitionCallback(1)
+    callback = anchored(1)
     checkpoint = ModelCheckpoint(monitor="val_accuracy", mode="max")
     run = trainer(folder, [callback, checkpoint], max_epochs=2, enable_checkpointing=True, **spread)
     model, data = classifier(), Uneven()

@@ -20,6 +20,18 @@ def write_mnist(root: Path, name: str = "MNIST", num: int = 80) -> None:
             (folder / f"{part}-{what}-ubyte").write_bytes(head + array.tobytes())
 
 
+def write_labelme(root: Path, num: int = 60) -> None:
+    """Features of ``num`` images a part, and the answers of 59 annotators to those that train."""
+    random = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for part in ("train", "valid", "test"):
+        arrays[f"y_{part}"] = (np.arange(num) % 8).astype(np.int8)
+        arrays[f"x_{part}"] = random.random((num, 512)).astype(np.float16)
+    right = random.random((num, 59)) < 0.7
+    answers = np.where(right, arrays["y_train"][:, None], random.integers(0, 8, (num, 59)))
+    np.savez(root / "labelme_crowd.npz", answers=answers.astype(np.int8), **arrays)
+
+
 def write_cifar10(root: Path, num: int = 40) -> None:
     """Five training batches and a test batch of ``num`` images each, and the human labels of CIFAR-10N."""
     folder = root / "cifar-10-batches-py"

@@ -1,6 +1,6 @@
 """The fragments in configs/: any network, any noise and any method stack; a spanning set of the stacks is run.
 
-Of the 3,321 triples 468 are built: every network with every method, every network with every noise, and every
+Of the 3,813 triples 541 are built: every network with every method, every network with every noise, and every
 noise with every method. Pairs suffice, since noises, methods and bounds set no key in common, so that none can undo
 another: a triple's data module is that of its network and noise, its model and callbacks are those of its network and
 method. With NOISYLIGHTNING_EVERY_STACK=1 in the environment all of them are built.
@@ -25,6 +25,7 @@ from layouts import (
     write_cifar100,
     write_clothing1m,
     write_imdb,
+    write_labelme,
     write_mnist,
     write_own_images,
     write_own_table,
@@ -34,13 +35,28 @@ from pytorch_lightning.cli import LightningCLI
 import noisylightning.corrections
 import noisylightning.losses
 from noisylightning.cli import NoisyLightningCLI, main
+from noisylightning.cli.parser import Parser
 from noisylightning.data import IMDBDataModule
+from noisylightning.transition import (
+    LearntTransition,
+    NoiseAdaptation,
+    TotalVariation,
+    TransitionRevision,
+    VolumeMinimization,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OLDER = {"cross_entropy", "forward_known", "forward_estimated", "backward_estimated"}  # whole runs
 NOISES = sorted(path.stem for path in (CONFIGS / "noise").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
+ESTIMATORS = sorted(path.stem for path in (CONFIGS / "estimators").glob("*.yaml"))
 NEED_BOUNDS = {"unhinged", "sigmoid", "ramp"}
+LEARNT = {
+    "volume_minimization": VolumeMinimization,
+    "transition_revision": TransitionRevision,
+    "noise_adaptation": NoiseAdaptation,
+    "total_variation": TotalVariation,
+}
 TABLE_OF_THE_PAPER = {
     "cross_entropy", "unhinged", "sigmoid", "savage", "bootstrap_soft", "bootstrap_hard", "backward_known",
     "backward_estimated", "forward_known", "forward_estimated",
@@ -48,13 +64,13 @@ TABLE_OF_THE_PAPER = {
 NETWORKS = [
     "digits/mlp", "mnist/mlp", "fashion_mnist/mlp", "cifar10/resnet14", "cifar10/resnet32", "cifar100/resnet44",
     "cifar10n/resnet34", "cifar100n/resnet34", "clothing1m/resnet50", "imdb/embedding", "imdb/lstm", "imdb/transformer",
-    "own_images/resnet14", "own_images/resnet18", "own_table/mlp",
+    "labelme/mlp", "own_images/resnet14", "own_images/resnet18", "own_table/mlp",
 ]  # fmt: skip
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar10n": 10, "cifar100": 100,
-           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "own_images": 3, "own_table": 3}  # fmt: skip
-INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "own_table": (3,)}
+           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "labelme": 8, "own_images": 3, "own_table": 3}  # fmt: skip
+INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "labelme": (512,), "own_table": (3,)}
 LARGE = {"cifar10n/resnet34", "cifar100n/resnet34", "clothing1m/resnet50", "imdb/lstm", "imdb/transformer"}
-NOISY_BY_THEMSELVES = {"cifar10n", "cifar100n", "clothing1m"}
+NOISY_BY_THEMSELVES = {"cifar10n", "cifar100n", "clothing1m", "labelme"}
 NO_FLIPS = {"fashion_mnist", "own_images", "own_table"}  # asymmetric noise needs flips={...} there
 
 
@@ -103,7 +119,7 @@ def noises_with(network: str, method: str) -> list[str | None]:
 def data_folder(tmp_path_factory):
     """Small data of every kind, each where its module looks for it."""
     root = tmp_path_factory.mktemp("data")
-    for write in (write_mnist, write_cifar10, write_cifar100, write_imdb):
+    for write in (write_mnist, write_cifar10, write_cifar100, write_imdb, write_labelme):
         write(root)
     write_mnist(root, "FashionMNIST")
     for name, write in (("own", write_own_images), ("table", write_own_table), ("clothing1m", write_clothing1m)):
@@ -146,7 +162,9 @@ def test_every_method_of_the_paper_and_every_loss_and_correction_since_has_a_fra
     losses = set(noisylightning.losses.__all__) - {"Loss", "LikelihoodLoss", "CrossEntropy"}
     corrections = {cls.__name__ for cls in noisylightning.corrections.Correction.__subclasses__()
                    if cls.__module__.startswith("noisylightning.")}  # fmt: skip
-    assert losses | corrections <= words
+    learnt = {kind.__name__ for kind in LearntTransition.__subclasses__() if kind.__module__.startswith("noisylight")}
+    assert losses | corrections | learnt <= words
+    assert learnt == {kind.__name__ for kind in LEARNT.values()}
 
 
 def test_noises_methods_and_bounds_set_no_key_in_common():
@@ -155,8 +173,11 @@ def test_noises_methods_and_bounds_set_no_key_in_common():
     bounds = set().union(
         *(keys_of(str(path.relative_to(CONFIGS).with_suffix(""))) for path in CONFIGS.glob("*/bounded/*.yaml"))
     )
+    estimator = set().union(*(keys_of(f"estimators/{name}") for name in ESTIMATORS))
+    assert estimator == {"trainer.callbacks.estimator"}
     assert noise == {"data.init_args.noise"}
-    assert method == {"model.init_args.correction", "trainer.callbacks+", "data.init_args.with_index"}
+    model = {"model.init_args.correction", "model.init_args.transition_lr"}
+    assert method == {*model, "trainer.callbacks+", "data.init_args.with_index"}
     assert bounds == {"model.init_args.backbone"}
 
 
@@ -188,6 +209,7 @@ def parser():
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_class=Parser,
             run=False,
             args=[*stack("digits/mlp"), "--trainer.accelerator=cpu"],
         )
@@ -214,6 +236,7 @@ def merged(parsed):
         config = parsed(network, bounds).clone()
         on_digits = parsed("digits/mlp", f"methods/{method}")
         config.model.init_args.correction = deepcopy(on_digits.model.init_args.correction)
+        config.model.init_args.transition_lr = on_digits.model.init_args.transition_lr
         config.data.init_args.with_index = on_digits.data.init_args.with_index
         config.trainer.callbacks = [*config.trainer.callbacks, *deepcopy(on_digits.trainer.callbacks[callbacks:])]
         if noise is not None:
@@ -247,7 +270,14 @@ def check_method(method: str, built) -> None:
     callbacks = [type(callback).__name__ for callback in built.trainer.callbacks]
     assert callbacks[:2] == ["ModelCheckpoint", "ModelCheckpoint"]
     family, _, source = method.rpartition("_")
-    if source in ("known", "estimated"):
+    learnt = LEARNT.get(method)
+    assert built.model.transition_lr == (None if learnt is None else 0.01)
+    if learnt is not None:
+        assert isinstance(built.model.correction.T, learnt)
+        assert correction == ("ImportanceReweighting" if learnt is TransitionRevision else "ForwardCorrection")
+        assert callbacks[2:] == []
+        built.model.correction.require_transition()
+    elif source in ("known", "estimated"):
         assert correction == {"importance_reweighting": "ImportanceReweighting"}.get(
             family, f"{family.title()}Correction"
         )
@@ -286,6 +316,28 @@ def test_the_stacks_built_hold_every_pair():
     assert {(noise, method) for _, noise, method in built} == set(product([None, *NOISES], METHODS))
 
 
+@pytest.mark.parametrize("method", [method for method in METHODS if method.endswith("_estimated")])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_an_estimator_stacks_after_a_method_and_changes_nothing_else(estimator, method, parser, parsed):
+    alone, chosen = (
+        parsed("digits/mlp", f"methods/{method}", each).clone() for each in (None, f"estimators/{estimator}")
+    )
+    for config in (alone, chosen):
+        config.pop("config")
+    callback = parser.instantiate_classes(chosen).trainer.callbacks[-1]
+    named = yaml.safe_load((CONFIGS / f"estimators/{estimator}.yaml").read_text())["trainer"]["callbacks"]["estimator"]
+    name = named if isinstance(named, str) else named["class_path"]
+    assert type(callback.estimator(10)).__name__ == name.rpartition(".")[2]
+    chosen.trainer.callbacks[-1].init_args.estimator = alone.trainer.callbacks[-1].init_args.estimator
+    assert chosen == alone
+
+
+@pytest.mark.parametrize("fragments", [["digits/mlp"], ["digits/mlp", "methods/cross_entropy"], []])
+def test_an_estimator_without_a_method_is_refused_in_one_sentence(fragments):
+    with pytest.raises(SystemExit, match="estimator is no argument of the callback that was added last"):
+        main(["fit", *stack(*fragments, "estimators/dual_t"), "--print_config"])
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_maps_its_data_to_its_classes(network, parser, parsed):
     data = network.split("/")[0]
@@ -321,6 +373,8 @@ SMALLER = {  # networks, whose checkpoints would otherwise fill hundreds of mega
 RUNS = [
     ("digits/mlp", "digits/bounded/mlp", "noise/symmetric_0.2", "methods/unhinged"),
     ("digits/mlp", "noise/symmetric_0.2", "methods/importance_reweighting_estimated"),
+    ("digits/mlp", "noise/symmetric_0.2", "estimators/trusted"),
+    ("labelme/mlp", "methods/forward_known"),
     ("mnist/mlp", "noise/asymmetric_0.6", "methods/forward_estimated"),
     ("mnist/mlp", "methods/early_learning_regularization"),
     ("fashion_mnist/mlp", "noise/pair_flip_0.2", "methods/bootstrap_hard"),
@@ -333,6 +387,7 @@ RUNS = [
     ("imdb/embedding", "noise/asymmetric_0.4", "methods/backward_known"),
     ("clothing1m/resnet50", "methods/bootstrap_soft"),
     ("own_table/mlp", "noise/symmetric_0.2", "methods/forward_known"),
+    ("digits/mlp", "noise/symmetric_0.5", "methods/volume_minimization"),
 ]
 
 
@@ -342,7 +397,7 @@ def test_a_spanning_set_is_run_for_two_epochs(fragments, data_folder, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(IMDBDataModule, "reviews_per_class", 8)
     data = fragments[0].split("/")[0]
-    estimated = fragments[-1].endswith("estimated")
+    estimated = fragments[-1].endswith("estimated") or fragments[-1].startswith("estimators/")
     arguments = [
         *stack(*fragments),
         *where(fragments[0], data_folder),

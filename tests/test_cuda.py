@@ -5,11 +5,10 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from test_distributed import fit, ranks, rows, stage_one
 from torch import nn
-from toy import CLASSES, ForeignClassifier, ToyData, classifier, estimate_by_hand, trainer
+from toy import CLASSES, ForeignClassifier, ToyData, anchored, classifier, estimate_by_hand, trainer
 
 from noisylightning import (
     BackwardCorrection,
-    EstimateTransitionCallback,
     FineTuneOnTrusted,
     ForwardCorrection,
     ImportanceReweighting,
@@ -37,7 +36,7 @@ def weights(module: nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
 def test_stage_two_is_a_fit_of_its_own(tmp_path, precision, deterministic):
-    callback = EstimateTransitionCallback(2, estimate_from="last")
+    callback = anchored(2, estimate_from="last")
     options = {"accelerator": ACCELERATOR, "precision": precision, "deterministic": deterministic}
     both = classifier()
     run = trainer(tmp_path, [callback], max_epochs=4, **options)
@@ -58,7 +57,7 @@ def test_every_epoch_end_resumes_bit_for_bit(tmp_path, precision, deterministic)
         model = classifier(dropout=0.3)
         every = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, enable_version_counter=False)
         settings = {"accelerator": ACCELERATOR, "precision": precision, "deterministic": deterministic}
-        callbacks = [EstimateTransitionCallback(2), every]
+        callbacks = [anchored(2), every]
         trainer(tmp_path, callbacks, max_epochs=4, enable_checkpointing=True, **settings).fit(
             model, ToyData(), weights_only=True, **options
         )
@@ -71,7 +70,7 @@ def test_every_epoch_end_resumes_bit_for_bit(tmp_path, precision, deterministic)
 
 def test_a_compiled_module_goes_through_both_stages(tmp_path):
     pytest.importorskip("triton")
-    callback = EstimateTransitionCallback(1)
+    callback = anchored(1)
     trainer(tmp_path, [callback], max_epochs=2, accelerator=ACCELERATOR).fit(torch.compile(classifier()), ToyData())
     assert callback.stage == 2
 
@@ -111,7 +110,7 @@ def test_images_lie_on_the_gpu_and_batches_are_those_of_the_cpu(tmp_path):
 
 
 def test_three_phases_test_and_predict(tmp_path):
-    callback, data = EstimateTransitionCallback(2), images(trusted=3)
+    callback, data = anchored(2), images(trusted=3)
     model = NoisyLabelClassifier(network(), ForwardCorrection(num_classes=4))
     run = trainer(tmp_path, [callback, FineTuneOnTrusted(3)], max_epochs=4, accelerator=ACCELERATOR)
     run.fit(model, data)
@@ -167,9 +166,7 @@ def test_processes_with_synchronized_batch_norm(tmp_path, devices):
 def test_an_attached_correction_comes_back_with_its_module(tmp_path):
     model = ForeignClassifier()
     correction = ForwardCorrection(num_classes=CLASSES)
-    callback = EstimateTransitionCallback(
-        1, monitor="val_acc", mode="max", correction=correction, loss_attribute="criterion"
-    )
+    callback = anchored(1, monitor="val_acc", mode="max", correction=correction, loss_attribute="criterion")
     trainer(tmp_path, [callback], max_epochs=2, accelerator=ACCELERATOR).fit(model, ToyData())
     expected = ForwardCorrection(callback.transition)
     logits, labels = torch.randn(4, CLASSES), torch.tensor([0, 1, 2, 0])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import ToyData, classifier, estimate_by_hand, means_by_hand
+from toy import CLASSES, ToyData, classifier, estimate_by_hand, means_by_hand
+
+from noisylightning.transition import NoiseAdaptation
 
 SCRIPT = Path(__file__).parent / "distributed_fit.py"
 
@@ -75,6 +77,19 @@ def test_features_come_from_every_process(finished):
     expected = means_by_hand(model.backbone[:3].eval()(inputs), labels)
     for rank in ranks(finished):
         torch.testing.assert_close(rank["feature_means"], expected, atol=1e-5, rtol=0)
+
+
+def test_a_learnt_transition_waits_and_learns_on_every_rank(tmp_path):
+    fit(tmp_path, learnt=True)
+    zero, one = ranks(tmp_path)
+    for name in ("transition", "weights"):
+        assert torch.equal(zero[name], one[name]), name
+    waiting = torch.load(stage_one(tmp_path), weights_only=True)["state_dict"]
+    assert waiting["correction.transition.held"] == 1
+    assert torch.equal(waiting["correction.transition.start"], torch.eye(CLASSES))
+    assert torch.equal(waiting["correction.transition.scores"], NoiseAdaptation(CLASSES).scores)
+    assert torch.equal(zero["state"]["correction.transition.start"], zero["callback"])
+    assert not torch.allclose(zero["transition"], zero["callback"], atol=1e-4)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])

@@ -6,10 +6,22 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch import nn
 from torch.utils.data import DataLoader
-from toy import CLASSES, FEATURES, TRUE, Mixed, OfEachSample, ToyData, adam, backbone, classifier, trainer, uncorrected
+from toy import (
+    CLASSES,
+    FEATURES,
+    TRUE,
+    Mixed,
+    OfEachSample,
+    ToyData,
+    adam,
+    anchored,
+    backbone,
+    classifier,
+    trainer,
+    uncorrected,
+)
 
 from noisylightning import (
-    EstimateTransitionCallback,
     FineTuneOnTrusted,
     ForwardCorrection,
     KnownTransitionCallback,
@@ -133,7 +145,7 @@ def test_a_correction_that_nobody_gives_a_transition_is_refused(tmp_path):
         data.trusted_train_dataloader = data.train_dataloader
         with pytest.raises(RuntimeError, match=r"ForwardCorrection was given no T.*transition=.*Callback"):
             trainer(tmp_path, callbacks, max_epochs=2).fit(classifier(), data)
-    for callbacks in ([Gives()], [KnownTransitionCallback()], [EstimateTransitionCallback(1)]):
+    for callbacks in ([Gives()], [KnownTransitionCallback()], [anchored(1)]):
         trainer(tmp_path, callbacks, max_epochs=2, limit_train_batches=1).fit(classifier(), ToyData())
     for correction in (ForwardCorrection(TRUE), NoCorrection()):
         model = NoisyLabelClassifier(backbone(), correction, CLASSES)

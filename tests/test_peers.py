@@ -23,9 +23,9 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader
-from toy import CLASSES, ForeignClassifier, ToyData, backbone, classifier, trainer
+from toy import CLASSES, ForeignClassifier, ToyData, anchored, backbone, classifier, trainer
 
-from noisylightning import EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier, internals
+from noisylightning import ForwardCorrection, NoisyLabelClassifier, internals
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ from noisylightning import EstimateTransitionCallback, ForwardCorrection, NoisyL
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_trainer_options_go_through_both_stages(tmp_path, options):
-    callback = EstimateTransitionCallback(2)
+    callback = anchored(2)
     run = trainer(tmp_path, [callback], **{"max_epochs": 4} | options)
     run.fit(classifier(), ToyData())
     assert callback.stage == 2
@@ -69,7 +69,7 @@ def test_trainer_options_go_through_both_stages(tmp_path, options):
 @pytest.mark.filterwarnings("ignore:.*fit\\(ckpt_path=None\\)|.*there is no last checkpoint:UserWarning")
 @pytest.mark.filterwarnings('ignore:.fit\\(ckpt_path="last"\\) is set')
 def test_other_callbacks_go_through_both_stages(tmp_path, peer):
-    callback = EstimateTransitionCallback(1)
+    callback = anchored(1)
     options = {"enable_progress_bar": True, "logger": CSVLogger(tmp_path), "enable_checkpointing": True}
     trainer(tmp_path, [callback, peer(tmp_path)], max_epochs=3, **options).fit(classifier(), ToyData())
     assert callback.stage == 2
@@ -78,7 +78,7 @@ def test_other_callbacks_go_through_both_stages(tmp_path, peer):
 def test_the_timer_keeps_its_budget(tmp_path):
     """A timer's state is the time that is gone: a restart must not give it back."""
     timer = Timer("00:01:00:00")
-    callback = EstimateTransitionCallback(2)
+    callback = anchored(2)
     seen = {}
 
     class Spy(Callback):
@@ -98,7 +98,7 @@ def test_several_validation_loaders(tmp_path):
         def validation_step(self, batch, batch_idx, dataloader_idx=0):
             super().validation_step(batch, batch_idx)
 
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         1,
         monitor="val_acc/dataloader_idx_1",
         mode="max",
@@ -121,7 +121,7 @@ def test_batch_statistics_begin_again_and_are_left_alone_by_the_estimation(tmp_p
             counts.append(int(pl_module.backbone[1].num_batches_tracked))
 
     model = Normed(correction=ForwardCorrection(num_classes=CLASSES))
-    trainer(tmp_path, [EstimateTransitionCallback(1), Spy()], max_epochs=2).fit(model, ToyData())
+    trainer(tmp_path, [anchored(1), Spy()], max_epochs=2).fit(model, ToyData())
     assert counts == [*range(6), *range(6)]
 
 
@@ -147,7 +147,7 @@ def test_state_that_is_no_tensor_begins_again_too(tmp_path):
             counts.append(pl_module.backbone.count)
 
     model = NoisyLabelClassifier(Counting(5, CLASSES), ForwardCorrection(num_classes=CLASSES))
-    trainer(tmp_path, [EstimateTransitionCallback(1), Spy()], max_epochs=2).fit(model, ToyData())
+    trainer(tmp_path, [anchored(1), Spy()], max_epochs=2).fit(model, ToyData())
     assert counts == [*range(6), *range(6)]
 
 
@@ -165,7 +165,7 @@ def test_frozen_submodules_stay_as_they_were(tmp_path):
             flags.append((pl_module.backbone[0].training, pl_module.backbone[2].training))
 
     model = Frozen(backbone(dropout=0.1), ForwardCorrection(num_classes=CLASSES))
-    trainer(tmp_path, [EstimateTransitionCallback(1), Spy()], max_epochs=2).fit(model, ToyData())
+    trainer(tmp_path, [anchored(1), Spy()], max_epochs=2).fit(model, ToyData())
     assert set(flags) == {(False, True)}
 
 
@@ -178,7 +178,7 @@ def test_augmentation_by_transfer_hooks_stays_out_of_the_estimation(tmp_path):
             flags.append((self.trainer.training, callback.stage))
             return batch
 
-    callback = EstimateTransitionCallback(1, estimate_from="last")
+    callback = anchored(1, estimate_from="last")
     model = Hooked(backbone(), ForwardCorrection(num_classes=CLASSES))
     trainer(tmp_path, [callback], max_epochs=2, limit_val_batches=0).fit(model, ToyData())
     rehearsal = [(False, 1)]
@@ -200,18 +200,18 @@ def test_batches_are_brought_to_the_network_as_in_training(tmp_path, owner, hook
     def unfold(self, batch, *args):
         return batch[0].squeeze(2), batch[1]
 
-    callback, model, data = EstimateTransitionCallback(1), classifier(), Folded()
+    callback, model, data = anchored(1), classifier(), Folded()
     target = type(model) if owner == "module" else Folded
     kind = type("Hooked", (target,), {hook: unfold})
     (model if owner == "module" else data).__class__ = kind
-    plain, other = EstimateTransitionCallback(1), tmp_path / "plain"
+    plain, other = anchored(1), tmp_path / "plain"
     trainer(tmp_path, [callback], max_epochs=2).fit(model, data)
     trainer(other, [plain], max_epochs=2).fit(classifier(), ToyData())
     assert torch.equal(callback.transition, plain.transition)
 
 
 def test_a_compiled_module_goes_through_both_stages(tmp_path):
-    callback = EstimateTransitionCallback(1)
+    callback = anchored(1)
     model = torch.compile(classifier(), backend="eager")
     trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
     assert callback.stage == 2
@@ -231,7 +231,7 @@ def test_it_works_inside_the_other_lightning(tmp_path):
             self.net = backbone()
             self.criterion = nn.CrossEntropyLoss()
 
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         4, monitor="val_acc", mode="max", correction=ForwardCorrection(num_classes=CLASSES), loss_attribute="criterion"
     )
     stopper = OtherEarlyStopping("val_acc", mode="max", patience=1, min_delta=9)
@@ -264,7 +264,7 @@ def test_it_works_inside_the_other_lightning(tmp_path):
 )
 def test_callbacks_that_change_the_model_are_refused(tmp_path, peer):
     with pytest.raises(ValueError, match="run the two stages as two fits, with `noisylightning estimate`"):
-        trainer(tmp_path, [EstimateTransitionCallback(1), peer()]).fit(classifier(), ToyData())
+        trainer(tmp_path, [anchored(1), peer()]).fit(classifier(), ToyData())
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
@@ -281,12 +281,12 @@ def test_sharded_strategies_are_refused(strategy):
 
 def test_the_same_callback_twice_is_refused(tmp_path):
     with pytest.raises(RuntimeError, match="EstimateTransitionCallback"):
-        trainer(tmp_path, [EstimateTransitionCallback(1), EstimateTransitionCallback(1)])
+        trainer(tmp_path, [anchored(1), anchored(1)])
 
 
 def test_no_training_data_is_refused(tmp_path):
     with pytest.raises(Exception, match="train_dataloader"):
-        trainer(tmp_path, [EstimateTransitionCallback(1)]).fit(classifier())
+        trainer(tmp_path, [anchored(1)]).fit(classifier())
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -297,7 +297,7 @@ def test_interruptions_leave_a_checkpoint_to_resume_from(tmp_path):
                 raise KeyboardInterrupt
 
     def run(*extra, **options):
-        callback, model = EstimateTransitionCallback(2), classifier()
+        callback, model = anchored(2), classifier()
         every = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
         fit = trainer(tmp_path, [callback, *extra, every], max_epochs=5, enable_checkpointing=True)
         try:
@@ -322,7 +322,7 @@ def test_sigterm_leaves_a_checkpoint_to_resume_from(tmp_path, epoch):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def run(*extra, **options):
-        callback, model = EstimateTransitionCallback(2), classifier()
+        callback, model = anchored(2), classifier()
         trainer(tmp_path, [callback, *extra], max_epochs=5, **options.pop("trainer", {})).fit(
             model, ToyData(), **options
         )

@@ -5,9 +5,9 @@ import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins.precision import MixedPrecision
-from toy import CLASSES, ToyData, backbone, classifier, trainer
+from toy import CLASSES, ToyData, anchored, backbone, classifier, trainer
 
-from noisylightning import EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
+from noisylightning import ForwardCorrection, NoisyLabelClassifier
 from noisylightning.estimators.standalone import estimate_with_trainer
 
 
@@ -49,7 +49,7 @@ def whole(tmp_path_factory):
         seen.append(logits.dtype)
         return logits, batch[1]
 
-    callback, record = EstimateTransitionCallback(2, estimate_from="last", predict=predict), Record()
+    callback, record = anchored(2, estimate_from="last", predict=predict), Record()
     run = fit(folder, callback, record, ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1))
     return folder, callback, record, run.precision_plugin.state_dict(), seen
 
@@ -78,7 +78,7 @@ def test_stage_two_is_a_fit_of_its_own(whole, tmp_path):
 @pytest.mark.parametrize("epoch", range(4))
 def test_every_epoch_end_resumes_bit_for_bit(whole, tmp_path, epoch):
     folder, callback, record, state, _ = whole
-    again, resumed = EstimateTransitionCallback(2, estimate_from="last", predict=callback.predict), Record()
+    again, resumed = anchored(2, estimate_from="last", predict=callback.predict), Record()
     run = fit(tmp_path, again, resumed, ckpt_path=folder / f"epoch={epoch}.ckpt")
     done = 6 * (epoch + 1)
     assert run.precision_plugin.state_dict() == state
@@ -97,7 +97,7 @@ def test_manual_optimization_restarts_the_scaler_too(tmp_path):
             self.manual_backward(super().training_step(batch, batch_idx))
             optimizer.step()
 
-    callback, both, two = EstimateTransitionCallback(2, estimate_from="last"), Record(), Record()
+    callback, both, two = anchored(2, estimate_from="last"), Record(), Record()
     fit(tmp_path, callback, both, model=Manual(backbone(), ForwardCorrection(num_classes=CLASSES)), max_epochs=4)
     fit(tmp_path, two, model=Manual(backbone(), ForwardCorrection(callback.transition)), max_epochs=2)
     assert both.scales[12:] == two.scales

@@ -13,10 +13,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
-from toy import TRUE, Counted, ToyData, classifier, trainer
+from toy import TRUE, Counted, ToyData, anchored, classifier, trainer
 
 from noisylightning import (
-    EstimateTransitionCallback,
     FineTuneOnTrusted,
     ForwardCorrection,
     KnownTransitionCallback,
@@ -47,7 +46,7 @@ def two_stages(tmp_path_factory):
     """One fit in two stages with two loggers, measured and published."""
     folder = tmp_path_factory.mktemp("run")
     loggers = [CSVLogger(folder, "csv"), TensorBoardLogger(folder, "events")]
-    run, model, data = fitted(folder, [EstimateTransitionCallback(2)], logger=loggers, log_every_n_steps=1)
+    run, model, data = fitted(folder, [anchored(2)], logger=loggers, log_every_n_steps=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.random.get_rng_state(), dict(run.callback_metrics), run.global_step, run.state.fn
     found = evaluate_fit(run, model, data)
@@ -113,7 +112,7 @@ def test_each_set_of_weights_is_measured_once(tmp_path, monkeypatch):
         ((), NoCorrection(num_classes=3), [("noisy labels", None, False)]),
         ((KnownTransitionCallback(),), None, [("correction", "ForwardCorrection", True)]),
         (
-            (EstimateTransitionCallback(1, estimate_from="last"), FineTuneOnTrusted(2)),
+            (anchored(1, estimate_from="last"), FineTuneOnTrusted(2)),
             None,
             [("noisy labels", None, False), ("trusted", "ForwardCorrection", True)],
         ),
@@ -127,7 +126,7 @@ def test_phases_are_told_apart(tmp_path, callbacks, correction, expected):
 
 
 def test_the_error_that_standard_errors_lead_one_to_expect_is_recorded(tmp_path):
-    callback = EstimateTransitionCallback(1, estimator=partial(Counted, replicates=20))
+    callback = anchored(1, estimator=partial(Counted, replicates=20))
     run, model, data = fitted(tmp_path, [callback], monitor=None, max_epochs=2)
     first, last = evaluate_fit(run, model, data)
     assert first.expected_transition_error is None
@@ -139,7 +138,7 @@ def test_the_error_that_standard_errors_lead_one_to_expect_is_recorded(tmp_path)
 
 def test_a_fit_that_ends_in_stage_one_has_no_correction(tmp_path):
     with pytest.warns(UserWarning, match="T was not estimated"):
-        run, model, data = fitted(tmp_path, [EstimateTransitionCallback(3)], monitor=None, max_steps=6)
+        run, model, data = fitted(tmp_path, [anchored(3)], monitor=None, max_steps=6)
     (result,) = evaluate_fit(run, model, data)
     assert (result.phase, result.correction, result.transition_error) == ("noisy labels", None, None)
 
@@ -175,7 +174,7 @@ def test_summary_is_the_results_in_the_runs_folder(two_stages):
 
 
 def test_the_last_line_says_where_things_are(tmp_path, capsys):
-    run, model, data = fitted(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2)
+    run, model, data = fitted(tmp_path, [anchored(1)], max_epochs=2)
     publish_results(run, evaluate_fit(run, model, data))
     said = capsys.readouterr().out.splitlines()[-1]
     folder = run_folder(run)

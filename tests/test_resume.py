@@ -1,19 +1,32 @@
 """A fit taken up from a checkpoint ends bit for bit where the uninterrupted one ends."""
 
+from functools import partial
+
 import pytest
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import nn
-from torch.utils.data import DataLoader
-from toy import CLASSES, ForeignClassifier, ToyData, adam, backbone, classifier, trainer
+from torch.utils.data import DataLoader, TensorDataset
+from toy import CLASSES, ForeignClassifier, ToyData, adam, anchored, backbone, classifier, trainer
 
-from noisylightning import BackwardCorrection, EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
+from noisylightning import (
+    BackwardCorrection,
+    ForwardCorrection,
+    NoisyLabelClassifier,
+    PartDependentEstimator,
+)
+from noisylightning.transition import NoiseAdaptation, PartDependentTransition
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
 
 class Shuffled(ToyData):
-    """Shuffled by the global random state, as most projects shuffle."""
+    """Shuffled by the global random state, as most projects shuffle; with the samples' index."""
+
+    def __init__(self):
+        super().__init__()
+        self.train = TensorDataset(*self.train.tensors, torch.arange(len(self.train)))
+        self.val = TensorDataset(*self.val.tensors, len(self.train) + torch.arange(len(self.val)))
 
     def train_dataloader(self):
         return DataLoader(self.train, batch_size=16, shuffle=True)
@@ -34,6 +47,16 @@ def ours():
     return classifier(dropout=0.3, optimizer=adam, lr_scheduler=schedule)
 
 
+def learning():
+    """With a T that learns on from T-hat."""
+    correction = ForwardCorrection(NoiseAdaptation(CLASSES, pull=0.1))
+    return classifier(dropout=0.3, correction=correction, transition_lr=0.01)
+
+
+def of_the_sample():
+    return classifier(dropout=0.3, correction=ForwardCorrection(PartDependentTransition(CLASSES)))
+
+
 def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **options):
     every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
     best = ModelCheckpoint(folder / "best", monitor=callback.monitor, mode=callback.mode)
@@ -52,6 +75,9 @@ def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **optio
         (ours, {"stage_one_epochs": 2, "estimate_from": "last", "reinit": "keep"}, ()),
         (ours, {"stage_one_steps": 8, "estimate_from": "last"}, ()),
         (ours, {"stage_one_epochs": 2}, (WeightAveraging,)),
+        (learning, {"stage_one_epochs": 2}, ()),
+        (learning, {"stage_one_epochs": 2}, (WeightAveraging,)),
+        (of_the_sample, {"stage_one_epochs": 2, "estimator": partial(PartDependentEstimator, num_parts=4)}, ()),
         (ours, {"stage_one_epochs": 4}, (lambda: EarlyStopping("val_accuracy", mode="max", patience=1, min_delta=9),)),
         (
             ForeignWithDropout,
@@ -65,14 +91,24 @@ def run(folder, model, callback, extra=(), ckpt_path=None, max_epochs=5, **optio
             (),
         ),
     ],
-    ids=["ours", "keep", "steps", "averaged", "early stopping", "foreign"],
+    ids=[
+        "ours",
+        "keep",
+        "steps",
+        "averaged",
+        "learnt",
+        "learnt and averaged",
+        "of the sample",
+        "early stopping",
+        "foreign",
+    ],
 )
 def test_every_epoch_end_resumes_bit_for_bit(tmp_path, make, arguments, extra):
     def callback():
         given = dict(arguments)
         if given.get("correction"):
             given["correction"] = ForwardCorrection(num_classes=CLASSES)
-        return EstimateTransitionCallback(**given)
+        return anchored(**given)
 
     whole, first = make(), callback()
     best = run(tmp_path / "whole", whole, first, extra)
@@ -96,13 +132,13 @@ def test_a_resumed_hook_is_told_the_transition_again(tmp_path):
         def on_transition_estimated(self, transition):
             self.told = transition
 
-    callback = EstimateTransitionCallback(1, monitor="val_acc", mode="max")
+    callback = anchored(1, monitor="val_acc", mode="max")
     run(tmp_path / "whole", Hooked(), callback, max_epochs=3)
     model = Hooked()
     run(
         tmp_path / "whole",
         model,
-        EstimateTransitionCallback(1, monitor="val_acc", mode="max"),
+        anchored(1, monitor="val_acc", mode="max"),
         ckpt_path=tmp_path / "whole" / "every" / "epoch=1.ckpt",
         max_epochs=3,
     )
@@ -111,7 +147,7 @@ def test_a_resumed_hook_is_told_the_transition_again(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_stage_two_checkpoint_tests_and_predicts_without_the_callback(tmp_path):
-    callback = EstimateTransitionCallback(2)
+    callback = anchored(2)
     best = run(tmp_path, ours(), callback)
     plain = trainer(tmp_path)
     model = ours()
@@ -124,17 +160,15 @@ def test_a_stage_two_checkpoint_tests_and_predicts_without_the_callback(tmp_path
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
-    run(tmp_path / "whole", ours(), EstimateTransitionCallback(2))
+    run(tmp_path / "whole", ours(), anchored(2))
     checkpoint = tmp_path / "whole" / "every" / "epoch=0.ckpt"
     with pytest.raises(ValueError, match=r"stage_one_epochs=2.*this one has stage_one_epochs=3"):
-        run(tmp_path / "other", ours(), EstimateTransitionCallback(3), ckpt_path=checkpoint)
+        run(tmp_path / "other", ours(), anchored(3), ckpt_path=checkpoint)
 
 
 def test_a_checkpoint_of_another_correction_is_refused(tmp_path):
     def callback(correction):
-        return EstimateTransitionCallback(
-            2, monitor="val_acc", mode="max", correction=correction, loss_attribute="criterion"
-        )
+        return anchored(2, monitor="val_acc", mode="max", correction=correction, loss_attribute="criterion")
 
     run(tmp_path / "whole", ForeignClassifier(), callback(ForwardCorrection(num_classes=CLASSES)))
     checkpoint = tmp_path / "whole" / "every" / "epoch=0.ckpt"
@@ -149,15 +183,15 @@ def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
     model.correction.set_transition(torch.eye(CLASSES))
     trainer(tmp_path, [every], 1, enable_checkpointing=True).fit(model, Shuffled())
     with pytest.raises(ValueError, match="written without EstimateTransitionCallback"):
-        run(tmp_path / "other", ours(), EstimateTransitionCallback(2), ckpt_path=tmp_path / "epoch=0.ckpt")
+        run(tmp_path / "other", ours(), anchored(2), ckpt_path=tmp_path / "epoch=0.ckpt")
 
 
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
-    run(tmp_path / "whole", ours(), EstimateTransitionCallback(2))
+    run(tmp_path / "whole", ours(), anchored(2))
     saved = tmp_path / "whole" / "every" / "epoch=0.ckpt"
     model = NoisyLabelClassifier(nn.Linear(5, 4), ForwardCorrection(num_classes=4))
     with pytest.raises(ValueError, match=r"correction.transition has shape \(3, 3\), but .* has \(4, 4\)"):
-        run(tmp_path / "whole", model, EstimateTransitionCallback(2), ckpt_path=saved)
+        run(tmp_path / "whole", model, anchored(2), ckpt_path=saved)
     weights = torch.load(saved, weights_only=True)["state_dict"]
     with pytest.raises(ValueError, match="the checkpoint's T is for 3 classes but this ForwardCorrection is for 4"):
         model.correction.load_state_dict({"transition": weights["correction.transition"]})
@@ -166,9 +200,7 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
 def test_a_foreign_checkpoint_of_other_classes_is_refused(tmp_path):
     def callback(classes):
         correction = ForwardCorrection(num_classes=classes)
-        return EstimateTransitionCallback(
-            2, monitor="val_acc", mode="max", correction=correction, loss_attribute="criterion"
-        )
+        return anchored(2, monitor="val_acc", mode="max", correction=correction, loss_attribute="criterion")
 
     run(tmp_path / "whole", ForeignClassifier(), callback(CLASSES))
     other = ForeignClassifier()

@@ -6,9 +6,8 @@ import pytest
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
-from toy import ToyData, classifier, trainer
+from toy import ToyData, anchored, classifier, trainer
 
-from noisylightning import EstimateTransitionCallback
 from noisylightning.run_folder import run_folder
 
 
@@ -38,7 +37,7 @@ class SharedFolder(Logger):
 
 def fit(folder, ckpt_path=None, max_epochs=2, **settings):
     """Two stages, whose T-hat and stage-one weights go to the run's folder."""
-    callback = EstimateTransitionCallback(1)
+    callback = anchored(1)
     run = trainer(folder, [callback, *settings.pop("callbacks", [])], max_epochs, **settings)
     run.fit(classifier(), ToyData(), ckpt_path=ckpt_path, weights_only=True)
     return run, callback

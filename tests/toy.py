@@ -1,17 +1,23 @@
 """A small noisy problem and small modules, one of ours and some that know nothing of us, shared by the tests."""
 
+from functools import partial
+
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from noisylightning import AnchorEstimator, ForwardCorrection, NoisyLabelClassifier
+from noisylightning import AnchorEstimator, EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
 from noisylightning.estimators import TransitionEstimator
 from noisylightning.functional.bootstrap import bootstrap_weights
 from noisylightning.predictions import Predictions
 from noisylightning.transition import Transition, from_flips
 
 CLASSES, FEATURES = 3, 5
+
+anchored = partial(EstimateTransitionCallback, estimator=AnchorEstimator)
+"""The two stages alone: T-hat from stage one's network as it is, where the default would refine it."""
+
 TRUE = from_flips(CLASSES, {0: 1, 1: 2}, 0.3)
 
 

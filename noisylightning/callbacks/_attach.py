@@ -83,7 +83,7 @@ def _compare_shapes(module: nn.Module, state: dict[str, Any], prefix: str, *_: A
         saved = state.get(prefix + name)
         if not isinstance(saved, Tensor) or not isinstance(value, Tensor) or is_lazy(value):
             continue
-        if saved.shape != value.shape:
+        if saved.shape != value.shape and saved.numel() and value.numel():  # what is empty has yet to get its size
             raise BadValue(
                 f"The checkpoint's {name} has shape {tuple(saved.shape)}, but {type(module).__name__}'s has"
                 f" {tuple(value.shape)}: build the network, and its number of classes, as when it was saved."

@@ -9,7 +9,7 @@ from torch import Tensor
 from noisylightning.callbacks._attach import attach, refuse_misfits, require_use_of_transition
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
-from noisylightning.estimators import AnchorEstimator, EstimatorFactory
+from noisylightning.estimators import ConsensusEstimator, EstimatorFactory
 from noisylightning.estimators.within_fit import Predict
 from noisylightning.phases import (
     CorrectionPhase,
@@ -89,7 +89,7 @@ class EstimateTransitionCallback(RunPhases):
         stage_one_epochs: int | None = None,
         stage_one_steps: int | None = None,
         patience: int | None = None,
-        estimator: EstimatorFactory = AnchorEstimator,
+        estimator: EstimatorFactory = ConsensusEstimator,
         estimate_from: Literal["best", "last"] = "best",
         monitor: str = "val_loss",
         mode: Literal["max", "min"] = "min",
@@ -163,6 +163,11 @@ class EstimateTransitionCallback(RunPhases):
             require_use_of_transition(pl_module, self.loss_attribute)
         else:
             self.correction.initialize(self._fit(trainer, pl_module).num_classes)
+            if any(parameter.requires_grad for parameter in self.correction.parameters()):
+                raise BadValue(
+                    f"{type(self.correction.T).__name__} learns, but {type(pl_module).__name__}'s optimizer does not"
+                    " have it: use NoisyLabelClassifier, or give the correction a T that does not learn."
+                )
             self._criterion_called = attach(self.correction, pl_module, self.loss_attribute)
 
     # A whole training step cannot be rehearsed without a trace: it may step optimizers, count and log by itself.

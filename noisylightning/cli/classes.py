@@ -19,10 +19,12 @@ import noisylightning.corrections
 import noisylightning.data
 import noisylightning.losses
 import noisylightning.models
+import noisylightning.transition
 from noisylightning.corrections import Correction
 from noisylightning.data import LabelNoise, TextEncoder
 from noisylightning.estimators import TransitionEstimator
 from noisylightning.losses import Loss
+from noisylightning.transition import Transition
 
 
 class Kind(NamedTuple):
@@ -50,6 +52,7 @@ KINDS = {
     "estimator": Kind(TransitionEstimator, (noisylightning,), "num_classes"),
     "callbacks": Kind(Callback, (noisylightning, pytorch_lightning.callbacks)),
     "logger": Kind(Logger, (pytorch_lightning.loggers,)),
+    "transition": Kind(Transition, (noisylightning.transition,)),
     "optimizer": Kind(torch.optim.Optimizer, (torch.optim,), "params"),
     "lr_scheduler": Kind(torch.optim.lr_scheduler.LRScheduler, (torch.optim.lr_scheduler,), "optimizer"),
 }

@@ -61,7 +61,9 @@ class CommandTrainer(Trainer):
 
 BACKBONE = "model.init_args.backbone.init_args"
 NETWORKS = (BACKBONE, f"{BACKBONE}.backbone.init_args")  # the second within a BatchNormHead
-CLASSES = {f"{owner}.num_classes": "data.num_classes" for owner in ("model.init_args", *NETWORKS)}
+TRANSITION = "model.init_args.correction.init_args.transition.init_args"
+OWNERS = ("model.init_args", *NETWORKS, TRANSITION)
+CLASSES = {f"{owner}.num_classes": "data.num_classes" for owner in OWNERS}
 SIZES = {
     f"{network}.{size}": source
     for network in NETWORKS
@@ -116,6 +118,7 @@ class NoisyLightningCLI(LightningCLI):
 
         Lightning writes what is linked into a checkpoint's hyper-parameters also where the network does not take it,
         and jsonargparse leaves it out of the saved configuration also where the data does not know it.
+        jsonargparse cannot link the only argument of a class: a T that has no other is told the number of classes.
         """
         given = args if isinstance(args, list) else sys.argv[1:]
         if any(argument.startswith("--print_config") for argument in given):  # prints, and ends, while it parses
@@ -127,7 +130,9 @@ class NoisyLightningCLI(LightningCLI):
         self._links = {
             target: source
             for target, source in self._links.items()
-            if target in config and (target in CLASSES or config[target] is None)
+            if target in config
+            and (target in CLASSES or config[target] is None)
+            and (target.removesuffix(".num_classes") != TRANSITION or len(vars(config[TRANSITION])) > 1)
         }
         self._needed = frozenset(target for target in self._links if target in SIZES and _is_required(config, target))
         self.setup_parser(*self._setup)

@@ -5,7 +5,8 @@ import sys
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse._util import NestedArg  # what an option of a nested argument becomes
 from pytorch_lightning.cli import LightningArgumentParser
 
 from noisylightning.cli.classes import classes_of, import_class, kind_of, nearest
@@ -33,6 +34,22 @@ class Parser(LightningArgumentParser):
         required = required and self.command != "estimate"
         return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
 
+    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Namespace | None, append: bool = False) -> Any:
+        """Let a file set arguments of the callback that was added last, as ``--trainer.callbacks.NAME`` does."""
+        named = isinstance(value, dict | Namespace) and not append and "class_path" not in value
+        if key != "trainer.callbacks" or not named:
+            return super()._check_value_key(action, value, key, cfg, append)
+        cfg = Namespace() if cfg is None else cfg.clone()
+        for name, given in dict(value.items()).items():
+            callbacks = cfg.get(key)
+            if not callbacks or name not in _parameters(callbacks[-1].class_path):
+                raise TypeError(
+                    f'Parser key "{key}": {name} is no argument of the callback that was added last: give the file of a'
+                    " method that adds one that takes it before this file."
+                )
+            cfg[key] = super()._check_value_key(action, NestedArg(name, given), key, cfg)
+        return cfg[key]
+
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return what the command is for and how it is used."""
         return super().format_help(*args, **kwargs) if self.command is None else command_help(self.command)
@@ -59,7 +76,7 @@ def one_sentence(message: str, parser: ArgumentParser) -> str:
         return f"{_named(option)}{unknown[0]}{_of(owner)}{_did_you_mean(nearest(unknown[1], names)) or '.'}"
     if unknown := re.search(r"[Uu]nrecognized arguments: --([\w.+]+)", fault):
         return f"there is no option --{unknown[1]}{_did_you_mean(_nearest_option(unknown[1], parser), '--') or '.'}"
-    if missing := re.search(r"the following arguments are required: ([\w., ]+)", fault):
+    if missing := re.search(r"the following arguments are required: ([\w.]+(?:, [\w.]+)*)", fault):
         prefix = f"--{option}." if option else "--"
         options = " and ".join(prefix + name.rpartition(".")[2] for name in missing[1].rstrip(".").split(", "))
         return f"{options} must be given, on the command line or by --config FILE.yaml."

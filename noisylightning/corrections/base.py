@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -106,12 +107,16 @@ class Correction(nn.Module):
     def _begin(self, num_classes: int) -> None:
         self.T = _identity(num_classes)
 
-    def set_transition(self, transition: Tensor) -> None:
-        """Put the values of T in, in place.
+    def set_transition(
+        self, transition: Tensor, details: Mapping[str, Tensor] | None = None, learn: bool = True
+    ) -> None:
+        """Put the values of T in, in place; a T that learns learns on from there.
 
         Args:
             transition: T, row-stochastic, shape ``(C, C)``; a sparse one where the correction holds a sparse T, or as
                 yet none.
+            details: What an estimator found beside it, for a T that has a use for it.
+            learn: Whether a T that learns goes on from there; else it stays until it is set again.
 
         Raises:
             TypeError: T is no floating tensor, or the correction holds a T that cannot take its values.
@@ -119,7 +124,13 @@ class Correction(nn.Module):
         """
         if self.T is None:
             self._begin_like(transition)
-        self.known_transition().start_from(transition)
+        mine = self.known_transition()
+        if learn:
+            mine.start_from(transition)
+        else:
+            mine.hold(transition)
+        if details:
+            mine.take_details(details)
         self.has_transition = True
 
     def _begin_like(self, transition: Tensor) -> None:
@@ -135,7 +146,7 @@ class Correction(nn.Module):
         Raises:
             RuntimeError: No T was given.
         """
-        if self.uses_transition and not self.has_transition:
+        if self.uses_transition and (not self.has_transition or self.known_transition().waits):
             raise NotReady(
                 f"{type(self).__name__} was given no T, without which it corrects nothing: pass it transition=..."
                 " (--model.correction.transition FILE), or add an EstimateTransitionCallback, or a"
@@ -209,9 +220,10 @@ class Correction(nn.Module):
         transition.check_logits(logits)
         extra = (index,) if loss.needs_index and index is not None else ()
         if self.is_base_loss(transition):
-            return loss.reduce(loss.values(logits, loss.weighted(labels), *extra), labels, mask)
-        value = self.corrected(logits, labels, mask, transition, *extra)
-        penalty = transition.penalty() if self.training else None
+            value = loss.reduce(loss.values(logits, loss.weighted(labels), *extra), labels, mask)
+        else:
+            value = self.corrected(logits, labels, mask, transition, *extra)
+        penalty = transition.penalty(logits) if self.training else None
         return value if penalty is None else value + penalty
 
     def is_base_loss(self, transition: Transition) -> bool:

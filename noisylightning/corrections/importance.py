@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from noisylightning.corrections.base import Correction
@@ -24,10 +23,13 @@ class ImportanceReweighting(Correction):
         transition: T, see :class:`Correction`.
         num_classes: The number of classes C.
         loss: The base loss. Default: cross-entropy.
-        detach_weight: Whether beta is a constant for the gradient, as in T-Revision's first stage; its last stage
-            differentiates it.
+        detach_weight: Whether beta is a constant for the network's gradient, as in T-Revision's first stage; its last
+            stage differentiates it, from a trained network and at a tiny rate: ``beta l_y(p)`` vanishes with ``p_y``,
+            and a network that is free to leaves every label to a class that has none. A T that learns gets its
+            gradient through beta either way.
 
     Example:
+        >>> import torch
         >>> correction = ImportanceReweighting(torch.tensor([[0.8, 0.2], [0.3, 0.7]]))
         >>> correction(torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.tensor([0, 1]))
         tensor(0.5028)
@@ -49,8 +51,8 @@ class ImportanceReweighting(Correction):
         """The reduced reweighted base loss; arguments as in :meth:`Correction.corrected`."""
         loss = self.loss
         log_p = log_softmax(logits)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_weight):
-            beta = importance_ratio(logits, log_p, labels, transition)
+        seen = (logits.detach(), log_p.detach()) if self.detach_weight else (logits, log_p)
+        beta = importance_ratio(*seen, labels, transition)
         if labels.is_floating_point():
             return loss.reduce(loss.values(logits, loss.weighted(beta * labels), *index), labels, mask)
         if isinstance(loss, LikelihoodLoss) and loss.of_likelihood:

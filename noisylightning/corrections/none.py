@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -39,7 +40,9 @@ class NoCorrection(Correction):
     def _begin(self, num_classes: int) -> None:
         self._num_classes = num_classes
 
-    def set_transition(self, transition: Tensor) -> None:
+    def set_transition(
+        self, transition: Tensor, details: Mapping[str, Tensor] | None = None, learn: bool = True
+    ) -> None:
         """Refuse: there is nothing that would use it.
 
         Raises:

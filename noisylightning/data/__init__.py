@@ -4,6 +4,7 @@ from noisylightning.data.arrays import ArrayDataModule
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.cifar import CIFAR10DataModule, CIFAR10NDataModule, CIFAR100DataModule, CIFAR100NDataModule
 from noisylightning.data.clothing1m import Clothing1MDataModule
+from noisylightning.data.crowd import CrowdDataModule, LabelMeDataModule
 from noisylightning.data.dataset import DatasetDataModule, WrappedDataModule
 from noisylightning.data.digits import DigitsDataModule
 from noisylightning.data.folder import ImageFolderDataModule, ImageListDataModule
@@ -35,6 +36,7 @@ __all__ = [
     "CIFAR100NDataModule",
     "Clothing1MDataModule",
     "ConfusionNoise",
+    "CrowdDataModule",
     "DatasetDataModule",
     "DigitsDataModule",
     "FashionMNISTDataModule",
@@ -44,6 +46,7 @@ __all__ = [
     "ImageFolderDataModule",
     "ImageListDataModule",
     "InstanceDependentNoise",
+    "LabelMeDataModule",
     "LabelNoise",
     "MNISTDataModule",
     "NoisyDataModule",

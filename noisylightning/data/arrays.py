@@ -128,7 +128,7 @@ class ArrayDataModule(NoisyDataModule):
                 "(--ckpt_path), which knows class_names."
             )
         if isinstance(source, str | Path):
-            return _array_in(Path(source), name)
+            return array_in(Path(source), name)
         if part == "predict":
             return source
         if isinstance(source, tuple | list) and len(source) == 2:
@@ -165,15 +165,26 @@ def _classes_of(labels: Any) -> list[str]:
     return [str(c) for c in range(int(labels.max()) + 1)] if labels.numel() else []
 
 
-def _array_in(path: Path, name: str) -> Any:
+def array_in(path: Path, name: str) -> Any:
+    """Read one array of an ``.npz`` file.
+
+    Args:
+        path: The file; nothing in it is run.
+        name: The array's name.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it lacks the array, or is truncated.
+    """
     if not path.is_file():
         raise NoSuchFile(f"There are no arrays at {path}; correct the path.")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return content[name]
     except KeyError:
+        labels = "labels" if name == "inputs" else name
         raise BadValue(
-            f"{path} has no array {name!r}: write it by numpy.savez(path, inputs=..., labels=...)."
+            f"{path} has no array {name!r}: write it by numpy.savez(path, inputs=..., {labels}=...)."
         ) from None
     except (ValueError, TypeError, AttributeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise BadValue(f"{path} is truncated or no .npz of plain arrays ({error}): save it again.") from error

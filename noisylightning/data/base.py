@@ -289,6 +289,18 @@ class NoisyDataModule(CheckpointedDataModule):
         return f"{wrong}." if asked is None else f"{wrong}, {asked:.2%} asked for (seed {seed})."
 
     @property
+    def has_trusted(self) -> bool:
+        """Whether, after ``setup``, there are trusted samples."""
+        return self._trusted is not None or len(self.trusted_index) > 0
+
+    @property
+    def trusted_noisy_labels(self) -> Tensor | None:
+        """Noisy labels of the trusted samples, in their order, which they do not carry; None where none was drawn."""
+        if self.noisy_labels is None or self._trusted is not None:
+            return None
+        return self.noisy_labels.labels[self.trusted_index]
+
+    @property
     def summary(self) -> dict[str, Any]:
         """Sizes of the parts that are set up, the rates of wrong labels asked for and drawn, and T."""
         found: dict[str, Any] = {}

@@ -6,8 +6,11 @@ from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.confident_joint import ConfidentJointEstimator
 from noisylightning.estimators.consensus import ConsensusEstimator
 from noisylightning.estimators.cost_sensitive import CostSensitiveEstimator
+from noisylightning.estimators.crowd import CrowdEstimator
 from noisylightning.estimators.dual import DualTEstimator
+from noisylightning.estimators.part_dependent import PartDependentEstimator
 from noisylightning.estimators.simplex import SimplexEstimator
+from noisylightning.estimators.trusted import TrustedDataEstimator
 
 __all__ = [
     "AnchorEstimator",
@@ -15,9 +18,12 @@ __all__ = [
     "ConfidentJointEstimator",
     "ConsensusEstimator",
     "CostSensitiveEstimator",
+    "CrowdEstimator",
     "DualTEstimator",
     "EstimatorFactory",
+    "PartDependentEstimator",
     "SimplexEstimator",
     "TransitionEstimator",
+    "TrustedDataEstimator",
     "check_needs",
 ]

@@ -19,6 +19,7 @@ from noisylightning.functional.anchor import (
 )
 from noisylightning.functional.anchor_survey import (
     BINS,
+    bins,
     count_bins,
     find_rank,
     merge_rows,
@@ -122,8 +123,9 @@ class AnchorEstimator(TransitionEstimator):
         if not len(probs):
             return
         if self.bin is not None:
-            self.rows = surer(self.rows.to(probs.dtype), surest_below(probs, self.bin))
-            self._keep(rows_within(probs, self.bin))
+            places = bins(probs)
+            self.rows = surer(self.rows.to(probs.dtype), surest_below(probs, places, self.bin))
+            self._keep(rows_within(probs, places, self.bin))
             return
         if self.quantile is None:
             self.rows = surer(self.rows.to(probs.dtype), surest_rows(probs))

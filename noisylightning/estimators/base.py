@@ -37,6 +37,7 @@ class TransitionEstimator(Metric):
     Attributes:
         needs: What the estimator needs beyond probabilities and noisy labels: of ``"features"``, ``"clean_labels"``
             and ``"held_out"``, predictions of samples that the network was trained without.
+        takes_annotators: Whether it reads the labels of several annotators, ``(N, annotators)``, in place of one each.
         rounds: How often a fit that says nothing else is to refine T-hat with networks that are trained with it.
 
     Raises:
@@ -48,6 +49,7 @@ class TransitionEstimator(Metric):
     higher_is_better = None
     full_state_update = False
     needs: ClassVar[frozenset[str]] = frozenset()
+    takes_annotators: ClassVar[bool] = False
     rounds: ClassVar[int] = 0
 
     class_counts: Tensor
@@ -89,13 +91,17 @@ class TransitionEstimator(Metric):
         """Take in one batch.
 
         Args:
-            batch: Predictions for C classes, with one noisy label a sample and all that the estimator ``needs``.
+            batch: Predictions for C classes, with one noisy label a sample, unless it ``takes_annotators``, and all
+                that the estimator ``needs``.
 
         Raises:
             ValueError: If it has another number of classes, several labels a sample, or lacks something.
         """
         self._check(batch)
-        self.class_counts += torch.bincount(batch.noisy_labels, minlength=self.num_classes)
+        labels = batch.noisy_labels
+        if labels.ndim == 2 or batch.clean_labels is not None:
+            labels = labels[labels >= 0]
+        self.class_counts += torch.bincount(labels, minlength=self.num_classes)
         self._accumulate(batch)
 
     def _check(self, batch: Predictions) -> None:
@@ -105,17 +111,31 @@ class TransitionEstimator(Metric):
                 f"{name} expects probabilities of shape (N, {self.num_classes}), got {tuple(batch.logits.shape)}:"
                 " make the network's outputs and num_classes agree."
             )
-        if batch.noisy_labels.ndim != 1:
+        labels = batch.noisy_labels
+        if self.takes_annotators != (labels.ndim == 2):
             raise BadValue(
-                f"{name} takes one noisy label a sample, got {batch.noisy_labels.shape[1]}: choose one annotator's, or"
-                " their majority."
+                f"{name} reads the labels of several annotators, got one a sample: give noisy_labels (N, annotators)."
+                if self.takes_annotators
+                else f"{name} takes one noisy label a sample, got {labels.shape[1]}: choose one annotator's, or their"
+                " majority, or CrowdEstimator."
             )
-        if self.needs:
-            check_needs(self, batch.known | {"held_out"})  # a batch may by chance hold no sample that was held out
+        if self.needs:  # a batch may by chance hold no sample that was held out, or is trusted
+            check_needs(self, batch.known | {"held_out", "clean_labels"})
+        if labels.ndim == 1 and batch.clean_labels is not None and "clean_labels" not in self.needs:
+            unlabelled = int((labels < 0).sum())
+            if unlabelled:
+                raise BadValue(
+                    f"{name} reads noisy labels, but {unlabelled} samples have a clean label only: leave them out, or"
+                    " choose TrustedDataEstimator."
+                )
 
     def _accumulate(self, batch: Predictions) -> None:
         """Add one batch to the states."""
         raise NotImplementedError
+
+    def details(self) -> dict[str, Tensor]:
+        """Return what it has found beside T-hat, by name, for a T that takes it; mostly nothing."""
+        return {}
 
     def standard_error(self) -> Tensor | None:
         """Return the standard error of each entry of T-hat, ``(C, C)``, over samples drawn anew.
@@ -124,8 +144,11 @@ class TransitionEstimator(Metric):
         """
         if not self.replicates:
             return None
-        with self.sync_context(self.dist_sync_fn, self.process_group, self._to_sync, self._should_unsync):
+        self.sync(self.dist_sync_fn, self.process_group, self._to_sync)
+        try:
             return standard_deviation(self._replicated()).float()
+        finally:  # torchmetrics' own context leaves the states of all processes behind where something is raised
+            self.unsync(self._is_synced and self._should_unsync)
 
     def _replicated(self) -> Tensor:
         """Return T-hat of each replicate, ``(replicates, C, C)``; the states are those of all processes."""

@@ -11,12 +11,13 @@ from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
 
 # from noisylightning.estimators.clusterability import ClusterabilityEstimator
+from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.confident_joint import ConfidentJointEstimator
 from noisylightning.functional.consensus import most_central
 from noisylightning.functional.names import name_rows
 from noisylightning.predictions.record import Predictions
 
-STARTS: tuple[EstimatorFactory, ...] = (ConfidentJointEstimator, AnchorEstimator)
+STARTS: tuple[EstimatorFactory, ...] = (ClusterabilityEstimator, ConfidentJointEstimator, AnchorEstimator)
 """What speaks where nothing else is said: they fail for different reasons."""
 
 

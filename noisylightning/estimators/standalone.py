@@ -24,7 +24,7 @@ from noisylightning.estimators.with_features import FeatureEstimator
 from noisylightning.functional.names import names_warning
 from noisylightning.models import record_features
 from noisylightning.plotting import compare_transitions
-from noisylightning.predictions.collect import known_of, places
+from noisylightning.predictions.collect import known_of, places, trusted_places
 from noisylightning.predictions.record import Predictions
 from noisylightning.transition import relative_l1_error
 from noisylightning.transition_files import save_sparse
@@ -33,16 +33,19 @@ _ENTRIES = 2**22  # probabilities in a batch of a file
 
 
 class _Feed(BasePredictionWriter):
-    """Feeds the predictions of each pass to an estimator; a writer, since Lightning tells those each sample's place."""
+    """Feeds the predictions of each pass to an estimator; a writer, since Lightning tells those each sample's place.
 
-    def __init__(
-        self, estimator: TransitionEstimator, index: Tensor, held_out: Tensor, feature_layer: str | None
-    ) -> None:
+    The trusted samples, whose labels are clean, are predicted apart: a loader beside the first one would ask for
+    another signature of ``predict_step``.
+    """
+
+    def __init__(self, estimator: TransitionEstimator, parts: list[dict[str, Tensor]], feature_layer: str | None):
         super().__init__("batch")
         self.estimator = estimator
-        self.passes = passes(estimator, len(index))
+        self.parts = parts  # what is known of each sample of a part of the data; the second is the trusted samples
+        self.part = 0
+        self.passes = passes(estimator, sum(len(part["index"]) for part in parts))
         self.take = next(self.passes, None)  # None after the last pass
-        self.index, self.held_out = index, held_out
         self.feature_layer = feature_layer
         self.transition: Tensor | None = None
         self.standard_error: Tensor | None = None
@@ -79,11 +82,13 @@ class _Feed(BasePredictionWriter):
                 f"T is estimated from what {type(pl_module).__name__}.predict_step returns, p(noisy | x) of shape"
                 f" (N, C), but it returned a {type(prediction).__name__}."
             )
-        known = self._places(batch_indices, prediction)
+        known, labels = self._known(batch_indices, prediction), batch[1]
+        if self.part:
+            known["clean_labels"], labels = labels, known.pop("noisy_labels")
         if "features" in self.estimator.needs:
             features = self._features(len(prediction))
             known["features"] = features if features.dtype == torch.float64 else features.float()
-        found = Predictions.from_probs(prediction, batch[1], **known)
+        found = Predictions.from_probs(prediction, labels, **known)
         correction = self._correction
         if correction is not None:  # the network speaks of clean classes, the labels are noisy
             of_samples = {"index": found.index} if (found.index >= 0).all() else {}
@@ -93,16 +98,18 @@ class _Feed(BasePredictionWriter):
         assert self.take is not None
         self.take(found)
 
-    def _places(self, drawn: Sequence[int] | None, prediction: Tensor) -> dict[str, Tensor]:
+    def _known(self, drawn: Sequence[int] | None, prediction: Tensor) -> dict[str, Tensor]:
         if drawn is None or len(drawn) != len(prediction):  # not one row a sample, or a loader that hides its samples
-            return {"index": prediction.new_full((len(prediction),), -1, dtype=torch.long)}
+            unknown = prediction.new_full((len(prediction),), -1, dtype=torch.long)
+            return {"index": unknown, "noisy_labels": unknown} if self.part else {"index": unknown}
         chosen = torch.as_tensor(drawn)
-        places = {"index": self.index[chosen], "held_out": self.held_out[chosen]}
-        return {name: value.to(prediction.device) for name, value in places.items()}
+        return {name: value[chosen].to(prediction.device) for name, value in self.parts[self.part].items()}
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.recording.close()
-        self.take = next(self.passes, None)
+        self.part = (self.part + 1) % len(self.parts)
+        if self.part == 0:
+            self.take = next(self.passes, None)
         if self.take is None:
             self.transition = trainer.strategy.broadcast(self.estimator.compute().cpu())
             error = self.estimator.standard_error()
@@ -120,7 +127,7 @@ def estimate_with_trainer(
     weights_only: bool = True,
     feature_layer: str | None = None,
 ) -> Tensor:
-    """Estimate T from a checkpoint by a prediction pass over the training data.
+    """Estimate T from a checkpoint by a prediction pass over the training data, and the trusted samples if need be.
 
     It is a prediction pass of its own, so it runs under every strategy that predicts, FSDP and DeepSpeed included.
 
@@ -147,17 +154,26 @@ def estimate_with_trainer(
     index, held_out = places(datamodule, loader.dataset)
     made = estimator(datamodule.num_classes)
     check_needs(made, known_of(datamodule, loader.dataset))
-    feed = _Feed(made, index, held_out, feature_layer)
+    loaders, known = [loader], [{"index": index, "held_out": held_out}]
+    if "clean_labels" in made.needs:
+        loaders.append(datamodule.trusted_dataloader())
+        index, noisy_labels = trusted_places(datamodule, loaders[1].dataset, loader.dataset)
+        held_out = torch.ones(len(index), dtype=torch.bool)
+        known.append({"index": index, "held_out": held_out, "noisy_labels": noisy_labels})
+    feed = _Feed(made, known, feature_layer)
     internals.callbacks(trainer).append(feed)
     try:
         while feed.take is not None:
-            trainer.predict(model, loader, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only)
+            trainer.predict(
+                model, loaders[feed.part], ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only
+            )
     finally:
         internals.callbacks(trainer).remove(feed)
         feed.recording.close()
     assert feed.transition is not None
     if trainer.is_global_zero:
-        _save(feed.transition, output, getattr(datamodule, "transition", None), len(index), feed.standard_error)
+        num_examples = sum(len(part["index"]) for part in known)
+        _save(feed.transition, output, getattr(datamodule, "transition", None), num_examples, feed.standard_error)
         _warn_of_names(feed.transition, feed.counts)
     return feed.transition
 

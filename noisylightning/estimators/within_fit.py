@@ -17,8 +17,11 @@ from noisylightning.predictions.collect import (
     inference,
     known_of,
     predictions,
+    predictions_of_trusted,
+    trusted_loader,
     warn_of_randomness,
 )
+from noisylightning.predictions.gather import gather
 from noisylightning.predictions.record import ROWS, Predictions
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "estimation_loader",
     "feed",
     "rehearse",
+    "trusted_predictions",
     "warn_of_randomness",
 ]
 
@@ -88,8 +92,11 @@ def feed(
     estimator: TransitionEstimator,
     predict: Predict,
     feature_layer: str | None = None,
+    rehearsal: bool = False,
 ) -> None:
     """Run the network over the loader, and the estimator over its predictions; an error on one process ends them all.
+
+    An estimator that needs clean labels is fed with the data module's trusted samples afterwards.
 
     Args:
         trainer: The trainer of the fit.
@@ -99,12 +106,14 @@ def feed(
         predict: Maps the module and a batch to logits and noisy labels.
         feature_layer: Name in the module of the layer whose input are the features, for an estimator that needs them;
             by default the last ``nn.Linear``.
+        rehearsal: Whether only the first batch of the trusted samples is read.
 
     Raises:
         RuntimeError: If another process failed.
         ValueError: If the estimator needs what the pass does not give, or the predictions are none.
     """
     estimator.to(module.device)
+    trusted = trusted_loader(trainer, rehearsal) if "clean_labels" in estimator.needs else None
     for take in passes(estimator, len(loader.dataset)):  # type: ignore[arg-type]
         with _together(trainer):
             check_needs(estimator, known_of(trainer.datamodule, loader.dataset))  # type: ignore[attr-defined]
@@ -114,6 +123,10 @@ def feed(
                     features = recording.enter_context(record_features(module, feature_layer))
                 for batch in predictions(trainer, module, loader, predict, estimator.num_classes, features):
                     take(batch)
+                if trusted is not None:
+                    classes = estimator.num_classes
+                    for batch in predictions_of_trusted(trainer, module, trusted, predict, classes, features):
+                        take(batch)
 
 
 def collect(
@@ -141,6 +154,42 @@ def collect(
                 " choose an estimator without folds, or return a row a sample."
             )
     return found
+
+
+def trusted_predictions(
+    trainer: Trainer,
+    module: LightningModule,
+    predict: Predict,
+    num_classes: int,
+    feature_layer: str | None = None,
+    with_features: bool = False,
+) -> Predictions | None:
+    """Run the network, as it is now, over the trusted samples, and bring all of them to every process.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts. What it says is p(noisy | x) in stage one, p(clean | x) with T in its loss.
+        predict: Maps the module and a batch to logits and the batch's labels.
+        num_classes: Number of classes C.
+        feature_layer: As in :func:`feed`.
+        with_features: Whether to record features.
+
+    Returns:
+        The predictions with ``clean_labels``, in the order of their ``index``, the same on every process; None where
+        the data module has no trusted samples.
+
+    Raises:
+        RuntimeError: If another process failed.
+        ValueError: If the predictions are none.
+    """
+    loader = trusted_loader(trainer, at_least_one=True)
+    if loader is None:
+        return None
+    parts: list[Predictions] = []
+    with _together(trainer), inference(trainer, module), ExitStack() as recording:
+        features = recording.enter_context(record_features(module, feature_layer)) if with_features else None
+        parts += predictions_of_trusted(trainer, module, loader, predict, num_classes, features)
+    return Predictions.concatenate(gather(Predictions.concatenate(parts)))
 
 
 @contextmanager
@@ -183,4 +232,5 @@ def rehearse(
         return found
 
     warn_of_randomness(trainer, module)
-    feed(trainer, module, estimation_loader(trainer, module, rehearsal=True), estimator, checked, feature_layer)
+    loader = estimation_loader(trainer, module, rehearsal=True)
+    feed(trainer, module, loader, estimator, checked, feature_layer, rehearsal=True)

@@ -2,8 +2,10 @@
 
 from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
+from noisylightning.functional.bootstrap import expected_l1_error
 from noisylightning.functional.checks import validate_target
 from noisylightning.functional.confident_joint import confident_joint_transition
+from noisylightning.functional.crowd import DawidSkene, dawid_skene
 from noisylightning.functional.dual import dual_transition
 from noisylightning.functional.forward import forward_cross_entropy, noisy_log_likelihood, noisy_log_posterior
 from noisylightning.functional.losses import (
@@ -35,21 +37,25 @@ from noisylightning.functional.names import (
 )
 from noisylightning.functional.posterior import clean_log_posterior, importance_weights
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
+from noisylightning.functional.trusted import trusted_transition
 from noisylightning.tensors import expectation, log_softmax, pick
 from noisylightning.transition import invert_transition
 
 __all__ = [
+    "DawidSkene",
     "anchor_transition",
     "backward_cross_entropy",
     "bi_tempered_loss",
     "clean_log_posterior",
     "clean_priors",
     "confident_joint_transition",
+    "dawid_skene",
     "decide_names",
     "dual_transition",
     "early_learning_regularization",
     "exchangeable",
     "expectation",
+    "expected_l1_error",
     "focal_loss",
     "forward_cross_entropy",
     "generalized_cross_entropy",
@@ -77,6 +83,7 @@ __all__ = [
     "square_loss",
     "symmetric_cross_entropy",
     "truncated_generalized_cross_entropy",
+    "trusted_transition",
     "unhinged_loss",
     "validate_target",
 ]

@@ -23,18 +23,18 @@ def bins(probs: Tensor) -> Tensor:
         probs: Numbers in [0, 1], any shape.
 
     Returns:
-        int64 in [0, BINS), same shape.
+        int32 in [0, BINS), same shape.
 
     Example:
         >>> bins(torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]))
-        tensor([   0, 1171, 1248, 1325, 2496])
+        tensor([   0, 1171, 1248, 1325, 2496], dtype=torch.int32)
     """
     narrow = probs.float()  # rounding keeps the order
     low = narrow <= 0.5
     # The leading bits of a positive float rise with it, evenly in its logarithm.
-    leading = torch.where(low, narrow, 1 - narrow).view(torch.int32) >> (23 - _STEPS)
-    place = (leading - _LOWEST).clamp_(min=0)
-    return torch.where(low, place, 2 * _HALF - place).long()
+    leading = torch.where(low, narrow, 1 - narrow).view(torch.int32).bitwise_right_shift_(23 - _STEPS)
+    place = leading.sub_(_LOWEST).clamp_(min=0)
+    return torch.where(low, place, 2 * _HALF - place)
 
 
 def count_bins(probs: Tensor) -> Tensor:
@@ -56,26 +56,27 @@ def find_rank(histogram: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> find_rank(torch.tensor([[3, 0, 4]]), torch.tensor([5]))
-        (tensor([2]), tensor([2]))
+        (tensor([2], dtype=torch.int32), tensor([2]))
     """
     ends = histogram.cumsum(dim=1)
     found = torch.searchsorted(ends, ranks.unsqueeze(1), right=True)
     before = (ends - histogram).gather(1, found)
-    return found.squeeze(1), ranks - before.squeeze(1)
+    return found.squeeze(1).int(), ranks - before.squeeze(1)
 
 
-def rows_within(probs: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rows_within(probs: Tensor, places: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rows that have their class's entry in its bin.
 
     Args:
         probs: Shape ``(N, C)``.
+        places: Their :func:`bins`, same shape.
         chosen: The bin of each class, shape ``(C,)``.
 
     Returns:
         The class of each such row ``(M,)``, how often its entry occurs ``(M,)`` and the row ``(M, C)``; of rows that
         agree in the entry, the lexicographically largest.
     """
-    sample, classes = (bins(probs) == chosen).nonzero().unbind(dim=1)
+    sample, classes = (places == chosen).nonzero().unbind(dim=1)
     return merge_rows(classes, torch.ones_like(classes), probs, sample)
 
 
@@ -110,17 +111,18 @@ def merge_rows(
     return classes[first], merged, found
 
 
-def surest_below(probs: Tensor, chosen: Tensor) -> Tensor:
+def surest_below(probs: Tensor, places: Tensor, chosen: Tensor) -> Tensor:
     """Return for each class the row that is surest of it below its bin; of equals the lexicographically largest.
 
     Args:
         probs: Shape ``(N, C)``.
+        places: Their :func:`bins`, same shape.
         chosen: The bin of each class, shape ``(C,)``.
 
     Returns:
         Shape ``(C, C)``; -1 where there is none.
     """
-    below = bins(probs) < chosen
+    below = places < chosen
     rows = surest_rows(probs, torch.where(below, probs, -1))
     return torch.where(below.any(dim=0).unsqueeze(1), rows, -1)
 

@@ -39,8 +39,7 @@ def confident_joint_transition(probs: Tensor, labels: Tensor) -> Tensor:
         tensor([[0.5000, 0.5000],
                 [0.0000, 1.0000]])
     """
-    for part in probs.split(max(1, _ENTRIES // probs.shape[-1])) if probs.ndim == 2 else [probs]:
-        check_probabilities(part)
+    check_probabilities(probs)
     check_noisy_labels(labels, *probs.shape)
     class_counts = torch.bincount(labels.long(), minlength=probs.shape[1])
     sums = self_confidence(probs, labels)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from noisylightning.errors import BadType, BadValue
 
+_ENTRIES = 2**18  # of a table are looked at at a time: they stay in the processor's cache
+
 
 def check_probabilities(probs: Tensor) -> None:
     """Raise unless ``probs`` is a table of probabilities, each row summing to one.
@@ -30,25 +32,35 @@ def check_probabilities(probs: Tensor) -> None:
         raise BadValue(
             f"Predictions must hold a table (N, C), a column for each of at least 2 classes, got {tuple(probs.shape)}."
         )
-    if len(probs) == 0:
-        return
+    size = max(1, _ENTRIES // probs.shape[1])
+    for start in range(0, len(probs), size):
+        _check_rows(probs[start : start + size], start)
+
+
+def _check_rows(probs: Tensor, start: int) -> None:
     smallest, largest = (value.item() for value in probs.aminmax())  # NaN where there is one
     if not (math.isfinite(smallest) and math.isfinite(largest)):
-        raise not_finite(~probs.isfinite().all(dim=1))
+        raise not_finite(~probs.isfinite().all(dim=1), start)
     sums = probs.sum(dim=1, dtype=torch.float64)
     if smallest < 0 or (sums - 1).abs().max() > sum_tolerance(probs.dtype):
         row = int(probs.amin(dim=1).argmin() if smallest < 0 else (sums - 1).abs().argmax())
         raise BadValue(
-            f"Predictions must be rows of probabilities, but row {row} has the minimum {float(probs[row].min()):.4g}"
-            f" and the sum {float(sums[row]):.4g}: pass softmax(logits)."
+            f"Predictions must be rows of probabilities, but row {start + row} has the minimum"
+            f" {float(probs[row].min()):.4g} and the sum {float(sums[row]):.4g}: pass softmax(logits)."
         )
 
 
-def not_finite(rows: Tensor) -> BadValue:
-    """Make the error about rows that are NaN or infinite; ``rows`` says which, bool of shape ``(N,)``."""
+def not_finite(rows: Tensor, start: int = 0) -> BadValue:
+    """Make the error about rows that are NaN or infinite.
+
+    Args:
+        rows: Which they are, bool of shape ``(N,)``.
+        start: The place of the first of the N.
+    """
+    first = start + int(rows.nonzero()[0])
     return BadValue(
-        f"There are NaN or infinite predictions (first in row {int(rows.nonzero()[0])} of the batch): the network has"
-        " diverged; lower the learning rate or check its inputs."
+        f"There are NaN or infinite predictions (first in row {first} of the batch): the network has diverged; lower"
+        " the learning rate or check its inputs."
     )
 
 
@@ -57,13 +69,14 @@ def sum_tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2
 
 
-def check_noisy_labels(labels: Tensor, num_examples: int, num_classes: int) -> None:
+def check_noisy_labels(labels: Tensor, num_examples: int, num_classes: int, lowest: int = 0) -> None:
     """Raise unless ``labels`` are classes, one for each prediction.
 
     Args:
         labels: Noisy labels, integers of shape ``(N,)``.
         num_examples: The number N of predictions.
         num_classes: The number C of classes.
+        lowest: The least value that is allowed, 0 or, for unknown labels, -1.
 
     Raises:
         TypeError: If they are not integers.
@@ -75,7 +88,7 @@ def check_noisy_labels(labels: Tensor, num_examples: int, num_classes: int) -> N
         ...
         noisylightning.errors.BadValue: Noisy labels must be labels between 0 and 2, got 3: ...
     """
-    check_labels(labels, num_classes, "noisy labels")
+    check_labels(labels, num_classes, "noisy labels", lowest)
     if labels.shape != (num_examples,):
         raise BadValue(
             f"There are {num_examples} predictions and noisy labels of shape {tuple(labels.shape)}: pass one label a"

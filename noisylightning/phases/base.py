@@ -40,6 +40,7 @@ class Candidate:
         log_likelihood: Log-likelihood of each sample's label by the network that was trained without it, float64 of
             shape ``(N,)``; None as long as there is none.
         standard_error: Standard error of each entry of T, where it was computed.
+        details: What the estimator has found beside it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Candidate:
     weights: list[dict[str, Any]] = field(default_factory=list)
     log_likelihood: Tensor | None = None
     standard_error: Tensor | None = None
+    details: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_identity(self) -> bool:
@@ -56,7 +58,7 @@ class Candidate:
 
 @dataclass
 class Memory:
-    """What the phases of one engine leave for each other; all but the correction travels in checkpoints.
+    """What the phases of one engine leave for each other; all but correction and details travels in checkpoints.
 
     Attributes:
         seed: What each epoch's random state is made from.
@@ -65,6 +67,7 @@ class Memory:
         chosen: The weights that the last phase has chosen.
         initial: The weights before the first step, as long as a phase will begin from them.
         transition: T-hat once it is estimated, on the CPU.
+        details: What the estimator has found beside it; the next phase takes it, so that no checkpoint needs it.
         standard_error: That of each entry of T-hat, on the CPU; None where the estimator computes none.
         out_of_fold: For each part of the data what a network that was trained without it predicts there: columns by
             name; empty where no phase asked for it.
@@ -79,6 +82,7 @@ class Memory:
     chosen: Chosen | None = None
     initial: dict[str, Any] | None = None
     transition: Tensor | None = None
+    details: dict[str, Tensor] = field(default_factory=dict)
     standard_error: Tensor | None = None
     out_of_fold: list[dict[str, Tensor]] = field(default_factory=list)
     fold_weights: list[dict[str, Any]] = field(default_factory=list)

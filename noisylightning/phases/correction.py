@@ -66,10 +66,11 @@ class CorrectionPhase(Phase):
             module.reset_weights()  # type: ignore[operator]
             module.load_state_dict(fit.trainer.strategy.broadcast(internals.snapshot(module)))
         if memory.correction is not None:
-            memory.correction.set_transition(memory.transition)
+            memory.correction.set_transition(memory.transition, memory.details)
         internals.restart(fit.trainer, module, memory.start)
         self.take_up(fit)
         memory.initial = memory.chosen = None
+        memory.details = {}
         name = type(module if memory.correction is None else memory.correction).__name__
         rank_zero_info(f"Stage two: training from {_STARTS[self.reinit]} with {name} and the estimated T.")
 

@@ -146,6 +146,9 @@ class RunPhases(Callback):
         internals.require_restorable(trainer, pl_module, self._held)
         if memory.start is None and self._waiting:
             memory.start = internals.first_state(trainer)
+        transition = None if memory.correction is None else memory.correction.T
+        if transition is not None and self._index <= 0 and self.provides_transition:
+            transition.await_estimate()  # a T that learns is the identity until there is an estimate
         for phase in self._waiting:
             phase.prepare(self._fit(trainer, pl_module))
 

@@ -1,9 +1,10 @@
 """Estimating T within a fit, from a network that was trained on the noisy labels."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from noisylightning import internals
@@ -116,10 +117,10 @@ class EstimationPhase(Phase):
         found = self._ask(fit)
         if self.plan.refines(fit):
             identity = Candidate("identity", torch.eye(fit.num_classes))
-            memory.candidates = [identity, *(candidate for candidate, _ in found)]
+            memory.candidates = [identity, *(replace(candidate, details={}) for candidate, _ in found)]
             return
         taken, counts = found[most_central([candidate.transition for candidate, _ in found])]
-        memory.transition, memory.standard_error = taken.transition, taken.standard_error
+        memory.transition, memory.standard_error, memory.details = taken.transition, taken.standard_error, taken.details
         memory.out_of_fold = memory.fold_weights = []
         source = f"{taken.name}, {chosen.origin}, {int(counts.sum()):,} examples"
         report(fit, source, counts, doubt(taken.transition, counts, chosen.accuracy))
@@ -140,7 +141,9 @@ class EstimationPhase(Phase):
             raise failure
         return found
 
-    def _estimate(self, fit: Fit, estimator: TransitionEstimator) -> tuple[Tensor, list[Any], None, Tensor | None]:
+    def _estimate(
+        self, fit: Fit, estimator: TransitionEstimator
+    ) -> tuple[Tensor, list[Any], None, Tensor | None, dict[str, Tensor]]:
         record = None
         if fit.memory.out_of_fold and "features" not in estimator.needs:  # features of different networks do not mix
             record = whole(fit.memory.out_of_fold)
@@ -151,8 +154,18 @@ class EstimationPhase(Phase):
             transition = within_fit.estimate(
                 fit.trainer, fit.module, loader, estimator, self.predict, self.feature_layer
             )
-        error = estimator.standard_error()
-        return transition, [], None, fit.trainer.strategy.broadcast(None if error is None else error.cpu())
+        share = fit.trainer.strategy.broadcast
+        details = share({name: value.cpu() for name, value in estimator.details().items()})
+        return transition, [], None, share(self._standard_error(estimator)), details
+
+    @staticmethod
+    def _standard_error(estimator: TransitionEstimator) -> Tensor | None:
+        try:
+            error = estimator.standard_error()
+        except UserError as problem:  # T-hat is there, and a stage of training with it
+            rank_zero_warn(f"T-hat goes without standard errors. {problem}")
+            return None
+        return None if error is None else error.cpu()
 
     def _counts(self, fit: Fit, estimator: TransitionEstimator) -> Tensor:
         if fit.memory.out_of_fold and "features" not in estimator.needs:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from noisylightning import internals
 from noisylightning.errors import UserError
+from noisylightning.estimators import within_fit
 from noisylightning.functional.bootstrap import standard_deviation
 from noisylightning.functional.consensus import paired_gain
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
-from noisylightning.functional.names import name_rows
+from noisylightning.functional.names import decide_names, exchangeable, name_rows
 from noisylightning.phases.base import Candidate, Fit
 from noisylightning.phases.folds import FoldsPhase
 from noisylightning.phases.report import report
@@ -77,7 +78,7 @@ class RefinementPhase(FoldsPhase):
         memory, candidate = fit.memory, self._candidate(fit)
         fit.module.load_state_dict((memory.fold_weights if self._round == 1 else candidate.weights)[self._fold])
         assert memory.correction is not None
-        memory.correction.set_transition(candidate.transition)
+        memory.correction.set_transition(candidate.transition, learn=False)
         self._restart(fit)
 
     def end(self, fit: Fit) -> None:
@@ -116,9 +117,9 @@ class RefinementPhase(FoldsPhase):
             candidate.log_likelihood, candidate.weights = None, []
             rank_zero_info(f"Round {self._round}, {candidate.name} is left out: {error}")
             return
-        gain, error = _gain(candidate, memory.candidates)
+        gain, spread = _gain(candidate, memory.candidates)
         rank_zero_info(
-            f"Round {self._round}, {candidate.name}: log-likelihood of a held-out label {gain:+.4f} ± {error:.4f}"
+            f"Round {self._round}, {candidate.name}: log-likelihood of a held-out label {gain:+.4f} ± {spread:.4f}"
             " against no T."
         )
         best = _best(memory.candidates)
@@ -155,10 +156,10 @@ class RefinementPhase(FoldsPhase):
         gain, error = (-1.0, 0.0) if best.log_likelihood is None else _gain(best, memory.candidates)
         evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against no T"
         if gain > _SURE * error:
-            order = name_rows(best.transition)
+            order, named = self._names(fit, best)
             memory.transition = best.transition[order]
             memory.standard_error = None if best.standard_error is None else best.standard_error[order]
-            report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts)
+            report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts, named=named)
         else:
             found = "each was left out" if best.log_likelihood is None else f"{best.name}: {evidence}"
             memory.transition, memory.standard_error = torch.eye(fit.num_classes), None
@@ -169,6 +170,19 @@ class RefinementPhase(FoldsPhase):
                 " rounds=0 to correct all the same."
             )
         memory.candidates, memory.out_of_fold, memory.fold_weights = [], [], []
+
+    def _names(self, fit: Fit, best: Candidate) -> tuple[Tensor, bool]:
+        """Return the order of the rows, and whether trusted labels decide where the noisy ones cannot."""
+        transition, groups = best.transition, exchangeable(best.transition)
+        fit.module.load_state_dict(best.weights[0])
+        trusted = within_fit.trusted_predictions(fit.trainer, fit.module, self.predict, fit.num_classes)
+        if trusted is None or not groups:
+            return name_rows(transition), False
+        assert trusted.clean_labels is not None
+        known = trusted.clean_labels >= 0
+        labels = trusted.clean_labels[known].cpu()
+        decided = all(torch.isin(labels, torch.tensor(group)).any() for group in groups)
+        return decide_names(transition, trusted.log_probs[known].cpu(), labels), decided
 
     @property
     def config(self) -> dict[str, Any]:

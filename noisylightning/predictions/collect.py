@@ -87,10 +87,38 @@ def estimation_loader(
     total, world = len(chosen), trainer.world_size
     if total < world:
         raise BadValue(f"T cannot be estimated from {total} examples on {world} processes: use fewer processes.")
+    return _over(loader, chosen[trainer.global_rank :: world], rehearsal)
+
+
+def trusted_loader(trainer: Trainer, rehearsal: bool = False, at_least_one: bool = False) -> DataLoader[Any] | None:
+    """Return this process's share of the trusted samples: in order, nothing padded, nothing twice.
+
+    Args:
+        trainer: The trainer of the fit.
+        rehearsal: Whether it is the first batch only.
+        at_least_one: Whether a process whose share would be empty gets the first sample.
+
+    Returns:
+        The loader over the data module's trusted samples; None where it has none.
+    """
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if not has_trusted(datamodule):
+        return None
+    loader = datamodule.trusted_dataloader()
+    share = range(trainer.global_rank, len(cast(Sized, loader.dataset)), trainer.world_size)
+    return _over(loader, share or range(1) if at_least_one else share, rehearsal)
+
+
+def has_trusted(datamodule: Any) -> bool:
+    """Whether a data module, or None, has samples whose labels are known to be right."""
+    return hasattr(datamodule, "trusted_dataloader") and getattr(datamodule, "has_trusted", True)
+
+
+def _over(loader: DataLoader[Any], share: Sequence[int], rehearsal: bool) -> DataLoader[Any]:
+    """A loader like another, over some of its samples."""
     size = loader.batch_size
     if size is None and loader.batch_sampler is not None:
         size = getattr(loader.batch_sampler, "batch_size", 1)
-    share = chosen[trainer.global_rank :: world]
     return DataLoader(
         loader.dataset,
         batch_size=size,
@@ -160,6 +188,73 @@ def predictions(
         )
 
 
+def predictions_of_trusted(
+    trainer: Trainer,
+    module: LightningModule,
+    loader: DataLoader[Any],
+    predict: Predict,
+    num_classes: int,
+    features: Features | None = None,
+) -> Iterator[Predictions]:
+    """Yield what the network predicts on the loader of :func:`trusted_loader`, clean labels beside it.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that predicts; run it under :func:`inference`.
+        loader: Where the trusted samples come from, with their clean labels.
+        predict: Maps the module and a batch to logits and the batch's labels.
+        num_classes: The number of classes C that the logits must have.
+        features: As in :func:`predictions`.
+
+    Yields:
+        The predictions; a noisy label is -1 where the data module does not know it.
+
+    Raises:
+        TypeError: As :func:`predictions` does; or if ``predict`` does not give one row a sample.
+    """
+    if not len(cast(Sized, loader.sampler)):
+        return
+    index, noisy_labels = trusted_places(
+        trainer.datamodule,  # type: ignore[attr-defined]
+        loader.dataset,
+        _estimation_source(trainer, module)[0].dataset,
+    )
+    for logits, clean_labels, drawn, *recorded in _merged(
+        _outputs(trainer, module, loader, predict, num_classes, features)
+    ):
+        if (drawn < 0).any():
+            raise BadType("predict must give one row for each trusted sample of a batch.")
+        yield Predictions(
+            logits,
+            noisy_labels[drawn].to(logits.device),
+            index=index[drawn].to(logits.device),
+            held_out=torch.ones(len(logits), dtype=torch.bool, device=logits.device),
+            clean_labels=clean_labels,
+            features=recorded[0] if recorded else None,
+        )
+
+
+def trusted_places(datamodule: Any, dataset: Any, estimated_on: Any) -> tuple[Tensor, Tensor]:
+    """Say of each trusted sample where it stands, and which noisy label it had.
+
+    Args:
+        datamodule: The data module.
+        dataset: The data set of its ``trusted_dataloader()``, of N samples.
+        estimated_on: The data set of its ``estimation_dataloader()``.
+
+    Returns:
+        ``index``, shape ``(N,)``: the place in the training data, or, for a trusted set of its own, the places after
+        it. The noisy labels, shape ``(N,)``, -1 where they are not known.
+    """
+    drawn = getattr(datamodule, "trusted_index", None)
+    if isinstance(drawn, Tensor) and len(drawn) == len(dataset):
+        index = drawn.cpu()
+    else:
+        index = torch.arange(len(dataset)) + 1 + int(places(datamodule, estimated_on)[0].max())
+    noisy_labels = getattr(datamodule, "trusted_noisy_labels", None)
+    return index, torch.full_like(index, -1) if noisy_labels is None else noisy_labels.cpu()
+
+
 def places(datamodule: Any, dataset: Any) -> tuple[Tensor, Tensor]:
     """Say of each sample of a data set where it stands in the training data, and whether it is held out.
 
@@ -186,8 +281,12 @@ def places(datamodule: Any, dataset: Any) -> tuple[Tensor, Tensor]:
 
 
 def known_of(datamodule: Any, dataset: Any) -> frozenset[str]:
-    """What a pass over a data set can know beyond predictions and labels, as :attr:`Predictions.known` says it."""
-    return frozenset({"features", "held_out"} if places(datamodule, dataset)[1].any() else {"features"})
+    """What a pass can know beyond predictions and labels, as :attr:`Predictions.known` says it.
+
+    The pass goes over a data set and, for an estimator that needs clean labels, over the trusted samples.
+    """
+    found = {"features"} | ({"clean_labels"} if has_trusted(datamodule) else set())
+    return frozenset(found | {"held_out"} if places(datamodule, dataset)[1].any() else found)
 
 
 def _outputs(

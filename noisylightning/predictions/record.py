@@ -39,8 +39,8 @@ class Predictions:
 
     Args:
         logits: log p(noisy | x) up to a constant in each row, floating, shape ``(N, C)``.
-        noisy_labels: Labels as they are written down, integers, shape ``(N,)``; or ``(N, annotators)``, -1 where one
-            gave none.
+        noisy_labels: Labels as they are written down, integers, shape ``(N,)``, -1 where only the clean one is known;
+            or ``(N, annotators)``, -1 where one gave none.
         index: Places of the samples in their data set, shape ``(N,)``, -1 where unknown; by default 0 to N - 1.
         held_out: Whether the network was trained without the sample, bool, shape ``(N,)``; by default for none.
         features: What the network's last layer reads, floating, shape ``(N, D)``.
@@ -120,11 +120,19 @@ class Predictions:
                     f"There are {len(self)} predictions and noisy labels of {len(self.noisy_labels)} samples."
                 )
         else:
-            check_noisy_labels(self.noisy_labels, len(self), self.num_classes)
+            trusted = self.clean_labels is not None  # their noisy labels may be unknown
+            check_noisy_labels(self.noisy_labels, len(self), self.num_classes, lowest=-1 if trusted else 0)
         self._set("noisy_labels", self.noisy_labels.long())
         if self.clean_labels is not None:
             check_labels(self.clean_labels, self.num_classes, "clean labels", lowest=-1)
             self._set("clean_labels", self.clean_labels.long())
+            if self.noisy_labels.ndim == 1 and self.clean_labels.shape == self.noisy_labels.shape:
+                neither = (self.noisy_labels < 0) & (self.clean_labels < 0)
+                if neither.any():
+                    raise BadValue(
+                        "A sample must have a noisy label or a clean one, but the sample in row"
+                        f" {int(neither.nonzero()[0])} has neither (-1): leave it out."
+                    )
         if self.index.is_floating_point() or self.index.dtype == torch.bool:
             raise BadType(f"index must be integers, got {self.index.dtype}.")
         self._set("index", self.index.long())

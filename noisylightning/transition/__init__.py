@@ -22,8 +22,17 @@ from noisylightning.transition.check import (
 )
 from noisylightning.transition.closed_form import SymmetricTransition
 from noisylightning.transition.dense import DenseTransition, as_transition
+from noisylightning.transition.grouped import GroupedTransition
+from noisylightning.transition.learnt import (
+    LearntTransition,
+    NoiseAdaptation,
+    TotalVariation,
+    TransitionRevision,
+    VolumeMinimization,
+)
 from noisylightning.transition.load import load_transition
 from noisylightning.transition.low_rank import LowRankTransition
+from noisylightning.transition.part_dependent import PartDependentTransition
 from noisylightning.transition.sparse import BlockDiagonalTransition, SparseTransition
 from noisylightning.transition.structured import StructuredTransition
 
@@ -33,11 +42,18 @@ __all__ = [
     "MNIST_FLIPS",
     "BlockDiagonalTransition",
     "DenseTransition",
+    "GroupedTransition",
+    "LearntTransition",
     "LowRankTransition",
+    "NoiseAdaptation",
+    "PartDependentTransition",
     "SparseTransition",
     "StructuredTransition",
     "SymmetricTransition",
+    "TotalVariation",
     "Transition",
+    "TransitionRevision",
+    "VolumeMinimization",
     "as_transition",
     "binary_asymmetric",
     "cifar10_asymmetric",

@@ -49,6 +49,9 @@ class Transition(nn.Module):
     max_condition: float | None = None
     """What the condition number may be at most, once :meth:`factorize` was told."""
 
+    waits: bool = False
+    """Whether T is the identity because no estimate has come yet."""
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
@@ -70,12 +73,30 @@ class Transition(nn.Module):
         """
         return self
 
-    def penalty(self) -> Tensor | None:
-        """What a T that learns adds to the training loss; None for nothing."""
+    def penalty(self, logits: Tensor) -> Tensor | None:
+        """What a T that learns adds to the training loss, a scalar; None for nothing.
+
+        Args:
+            logits: The network's scores of the batch, ``(N, C, d1, ...)``.
+        """
         return None
+
+    def hold(self, transition: Tensor) -> None:
+        """Be this T, and do not learn, until :meth:`start_from`; arguments as there."""
+        self.start_from(transition)
+
+    def await_estimate(self) -> None:
+        """Be the identity until :meth:`start_from`, where this kind of T tells before and after; else stay as it is."""
 
     def notice_identity(self) -> None:
         """Bring :attr:`is_identity` up to date, after T was set or loaded."""
+
+    def take_details(self, details: Mapping[str, Tensor]) -> None:
+        """Take what an estimator found beside T-hat, after :meth:`start_from`; most have no use for it.
+
+        Args:
+            details: By name, see ``TransitionEstimator.details``.
+        """
 
     def start_from(self, estimate: Tensor) -> None:
         """Take the values of an estimated T, in place.

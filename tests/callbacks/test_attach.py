@@ -11,10 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from toy import CLASSES, TRUE, ForeignClassifier, ToyData, backbone, trainer, weights
+from toy import CLASSES, TRUE, ForeignClassifier, ToyData, anchored, backbone, trainer, weights
 
 from noisylightning import (
-    EstimateTransitionCallback,
     ForwardCorrection,
 )
 from noisylightning.callbacks._attach import attach
@@ -23,7 +22,7 @@ from noisylightning.losses import CrossEntropy
 
 def test_a_foreign_module_is_corrected_at_its_loss_attribute(tmp_path):
     model = ForeignClassifier()
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         2,
         monitor="val_acc",
         mode="max",
@@ -79,7 +78,7 @@ def test_a_foreign_module_may_take_the_transition_by_a_hook(tmp_path):
             self.transition = transition
 
     model = Hooked()
-    callback = EstimateTransitionCallback(1, monitor="val_acc", mode="max")
+    callback = anchored(1, monitor="val_acc", mode="max")
     trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
     assert torch.equal(model.transition, callback.transition)
 
@@ -95,7 +94,7 @@ def test_batches_of_any_form_go_through_predict(tmp_path):
 
     data = ToyData()
     loader = DataLoader(data.train, batch_size=16, collate_fn=as_dict)
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         1,
         estimate_from="last",
         correction=ForwardCorrection(num_classes=CLASSES),
@@ -105,7 +104,7 @@ def test_batches_of_any_form_go_through_predict(tmp_path):
     with pytest.warns(UserWarning, match="whatever augmentation"):
         trainer(tmp_path, [callback], max_epochs=2).fit(Dicts(), loader)
     assert callback.transition.shape == (CLASSES, CLASSES)
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         1, estimate_from="last", correction=ForwardCorrection(num_classes=CLASSES), loss_attribute="criterion"
     )
     with (
@@ -127,7 +126,7 @@ def test_manual_optimization_goes_through_both_stages(tmp_path):
             self.manual_backward(super().training_step(batch, batch_idx))
             optimizer.step()
 
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         2, estimate_from="last", correction=ForwardCorrection(num_classes=CLASSES), loss_attribute="criterion"
     )
     both, two = Manual(), Manual()
@@ -156,7 +155,7 @@ def test_a_criterion_that_training_does_not_call_is_refused(tmp_path, manual):
             self.criterion(self(batch[0]), batch[1])
 
     correction = ForwardCorrection(num_classes=CLASSES)
-    callback = EstimateTransitionCallback(2, estimate_from="last", correction=correction, loss_attribute="criterion")
+    callback = anchored(2, estimate_from="last", correction=correction, loss_attribute="criterion")
     run = trainer(tmp_path, [callback], max_epochs=4)
     with pytest.raises(ValueError, match=r"Deaf.training_step does not call its 'criterion'"):
         run.fit(Deaf(), ToyData())
@@ -170,7 +169,7 @@ def test_a_first_batch_may_be_skipped(tmp_path):
             return super().training_step(batch, batch_idx) if batch_idx else None
 
     correction = ForwardCorrection(num_classes=CLASSES)
-    callback = EstimateTransitionCallback(1, estimate_from="last", correction=correction, loss_attribute="criterion")
+    callback = anchored(1, estimate_from="last", correction=correction, loss_attribute="criterion")
     trainer(tmp_path, [callback], max_epochs=2).fit(Skips(), ToyData())
     assert callback.stage == 2
 
@@ -224,7 +223,7 @@ def routine_of_torch_uncertainty():
 @pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
 @pytest.mark.parametrize("make", [routine_of_that_form, routine_of_torch_uncertainty])
 def test_a_routine_that_holds_one_optimizer_is_served(tmp_path, make):
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         2,
         monitor="val/cls/Acc",
         mode="max",

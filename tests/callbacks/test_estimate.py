@@ -11,20 +11,11 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
-from toy import (
-    CLASSES,
-    ForeignClassifier,
-    ToyData,
-    classifier,
-    estimate_by_hand,
-    trainer,
-    weights,
-)
+from toy import CLASSES, ForeignClassifier, ToyData, anchored, classifier, estimate_by_hand, trainer, weights
 
 from noisylightning import (
     AnchorEstimator,
     BackwardCorrection,
-    EstimateTransitionCallback,
     ForwardCorrection,
     ImportanceReweighting,
     NoCorrection,
@@ -34,7 +25,7 @@ from noisylightning import (
 def test_each_stage_is_the_fit_it_stands_for(tmp_path):
     """Stage one is a plain cross-entropy fit, T-hat is estimated from it, stage two a forward-corrected fit."""
     data = ToyData()
-    callback = EstimateTransitionCallback(stage_one_epochs=3, estimate_from="last")
+    callback = anchored(stage_one_epochs=3, estimate_from="last")
     both = classifier()
     trainer(tmp_path, [callback], max_epochs=5).fit(both, data)
 
@@ -51,21 +42,21 @@ def test_each_stage_is_the_fit_it_stands_for(tmp_path):
 
 def test_one_clear_line_for_each_thing_that_happens(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=3).fit(classifier(), ToyData())
+    trainer(tmp_path, [anchored(2)], max_epochs=3).fit(classifier(), ToyData())
     lines = [line for line in caplog.messages if line.startswith(("Stage", "T estimated"))]
     assert [line.split()[0:2] for line in lines] == [["Stage", "one:"], ["T", "estimated"], ["Stage", "two:"]]
     assert "relative L1 error" in lines[1]
 
 
 def test_fast_dev_run_runs_both_stages_in_miniature(tmp_path):
-    callback = EstimateTransitionCallback(5)
+    callback = anchored(5)
     trainer(tmp_path, [callback], max_epochs=10, fast_dev_run=4).fit(classifier(), ToyData())
     assert callback.stage == 2
     assert not list(tmp_path.iterdir())
 
 
 def test_fast_dev_run_of_one_batch_says_that_it_runs_one_stage(tmp_path):
-    callback = EstimateTransitionCallback(5)
+    callback = anchored(5)
     with pytest.warns(UserWarning, match="fast_dev_run=2 runs both"):
         trainer(tmp_path, [callback], max_epochs=10, fast_dev_run=True).fit(classifier(), ToyData())
     assert callback.stage == 1
@@ -73,7 +64,7 @@ def test_fast_dev_run_of_one_batch_says_that_it_runs_one_stage(tmp_path):
 
 def test_predictions_stay_clean_posteriors(tmp_path):
     model = classifier()
-    run = trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=4)
+    run = trainer(tmp_path, [anchored(2)], max_epochs=4)
     data = ToyData()
     run.fit(model, data)
     predicted = torch.cat(run.predict(model, data))
@@ -96,7 +87,7 @@ def test_predictions_stay_clean_posteriors(tmp_path):
 )
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        EstimateTransitionCallback(**arguments)
+        anchored(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +99,7 @@ def test_impossible_arguments_are_refused(arguments, message):
 )
 def test_arguments_of_another_kind_are_refused(arguments, message):
     with pytest.raises(TypeError, match=message):
-        EstimateTransitionCallback(1, **arguments)
+        anchored(1, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +143,14 @@ def test_arguments_of_another_kind_are_refused(arguments, message):
     ],
 )
 def test_what_cannot_work_stops_at_once(tmp_path, callback, model, options, message):
-    run = trainer(tmp_path, [EstimateTransitionCallback(**callback)], **{"max_epochs": 4} | options)
+    run = trainer(tmp_path, [anchored(**callback)], **{"max_epochs": 4} | options)
     with pytest.raises(ValueError, match=message):
         run.fit(model(), ToyData())
 
 
 def test_a_module_can_be_pickled_after_the_fit(tmp_path):
     model = classifier()
-    trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(model, ToyData())
+    trainer(tmp_path, [anchored(1)], max_epochs=2).fit(model, ToyData())
     again = pickle.loads(pickle.dumps(model))
     assert torch.equal(weights(again), weights(model))
 
@@ -167,7 +158,7 @@ def test_a_module_can_be_pickled_after_the_fit(tmp_path):
 def test_a_fit_without_training_data_is_refused(tmp_path):
     model = classifier()
     with pytest.raises(MisconfigurationException, match="`train_dataloader` must be implemented"):
-        trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(model)
+        trainer(tmp_path, [anchored(1)], max_epochs=2).fit(model)
 
 
 # A resumed fit
@@ -178,7 +169,7 @@ def begun(tmp_path_factory) -> Path:
     """A folder with a checkpoint."""
     folder = tmp_path_factory.mktemp("begun")
     every = ModelCheckpoint(folder, filename="{epoch}")
-    run = trainer(folder, [EstimateTransitionCallback(2), every], 3, enable_checkpointing=True, limit_train_batches=1)
+    run = trainer(folder, [anchored(2), every], 3, enable_checkpointing=True, limit_train_batches=1)
     run.fit(classifier(), ToyData())
     return folder
 
@@ -202,7 +193,7 @@ def predict_otherwise(module, batch):
 def test_a_checkpoint_of_other_settings_is_refused(begun, tmp_path, arguments, message):
     model = classifier()
     object.__setattr__(model, "correction2", model.correction)
-    run = trainer(tmp_path, [EstimateTransitionCallback(2, **arguments)], 4)
+    run = trainer(tmp_path, [anchored(2, **arguments)], 4)
     with pytest.raises(ValueError, match=message):
         run.fit(model, ToyData(), ckpt_path=begun / "epoch=2.ckpt", weights_only=True)
 
@@ -223,7 +214,7 @@ def test_at_the_same_seed_stage_one_is_the_cross_entropy_run(tmp_path, kind):
         fit.fit(classifier(dropout=0.3, correction=correction), Shuffled())
         return torch.load(folder / "epoch=1.ckpt", weights_only=True)["state_dict"]
 
-    ours = fit([EstimateTransitionCallback(2)], 3, kind(num_classes=CLASSES))
+    ours = fit([anchored(2)], 3, kind(num_classes=CLASSES))
     plain = fit([], 2, NoCorrection(num_classes=CLASSES))
     assert all(torch.equal(ours[name], value) for name, value in plain.items())
 
@@ -236,6 +227,6 @@ def test_the_least_noisy_validation_loss_says_which_weights_t_is_estimated_with(
             losses.append(float(trainer.callback_metrics["val_loss"]))
 
     steep = lambda parameters: torch.optim.SGD(parameters, lr=4.0)  # noqa: E731  (its loss goes up and down)
-    callback = EstimateTransitionCallback(4)
+    callback = anchored(4)
     trainer(tmp_path, [callback, Record()], max_epochs=5).fit(classifier(optimizer=steep), ToyData())
     assert callback.stage_one_epoch == min(range(4), key=losses.__getitem__) < 3

@@ -4,10 +4,9 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
-from toy import CLASSES, ToyData, adam, backbone, classifier, trainer
+from toy import CLASSES, ToyData, adam, anchored, backbone, classifier, trainer
 
 from noisylightning import (
-    EstimateTransitionCallback,
     FineTuneOnTrusted,
     ForwardCorrection,
     NoCorrection,
@@ -41,7 +40,7 @@ class Spy(Callback):
 def three_phases(folder, ckpt_path=None, lr_factor=1.0):
     model, spy = classifier(dropout=0.3, optimizer=adam), Spy()
     every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
-    callbacks = [EstimateTransitionCallback(2), FineTuneOnTrusted(4, lr_factor), spy, every]
+    callbacks = [anchored(2), FineTuneOnTrusted(4, lr_factor), spy, every]
     run = trainer(folder, callbacks, max_epochs=6, enable_checkpointing=True)
     torch.manual_seed(0)
     run.fit(model, Trusted(), ckpt_path=ckpt_path, weights_only=True)
@@ -77,7 +76,7 @@ def test_the_phase_is_a_fit_of_its_own_on_the_trusted_set(finished, tmp_path):
     """From stage two's last weights, with a new optimizer; dropout is off here, so that no draw differs."""
     folder = tmp_path
     data = Trusted()
-    callbacks = [EstimateTransitionCallback(2), FineTuneOnTrusted(4)]
+    callbacks = [anchored(2), FineTuneOnTrusted(4)]
     model = classifier()
     every = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     trainer(folder, [*callbacks, every], max_epochs=6, enable_checkpointing=True).fit(model, data)
@@ -111,7 +110,7 @@ def test_the_schedule_of_each_phase_spans_it(tmp_path, estimate):
         return record.seen
 
     data = Trusted()
-    before = [EstimateTransitionCallback(2)] if estimate else []
+    before = [anchored(2)] if estimate else []
     phases = [2, 2] if estimate else [4]
     expected = [rate for epochs in phases for rate in rates([], epochs, data)]
     expected += rates([], 2, data.trusted_train_dataloader(), data.val_dataloader())

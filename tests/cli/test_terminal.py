@@ -11,9 +11,8 @@ import warnings
 
 import pytest
 from pytorch_lightning.utilities import rank_zero_info
-from toy import ToyData, classifier, trainer, uncorrected
+from toy import ToyData, anchored, classifier, trainer, uncorrected
 
-from noisylightning import EstimateTransitionCallback
 from noisylightning.cli.terminal import Bar, EpochLines, progress, quiet_terminal
 
 
@@ -36,7 +35,7 @@ def shown(monkeypatch):
 
 def test_only_lightnings_talk_is_left_out_and_only_in_the_command(shown, tmp_path):
     with quiet_terminal():
-        trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(uncorrected(), ToyData())
+        trainer(tmp_path, [anchored(1)], max_epochs=2).fit(uncorrected(), ToyData())
         rank_zero_info("ours")
         logging.getLogger("pytorch_lightning.anything").warning("a warning")
     stages = [text.split(":")[0] for text in shown[:-2]]
@@ -96,7 +95,7 @@ def test_the_bar_fits_80_columns_and_says_where_the_fit_is(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "stdout", terminal)
     bar = progress([])
     assert isinstance(bar, Bar)
-    fit = trainer(tmp_path, [EstimateTransitionCallback(2), bar], max_epochs=4, enable_progress_bar=True)
+    fit = trainer(tmp_path, [anchored(2), bar], max_epochs=4, enable_progress_bar=True)
     fit.fit(classifier(), ToyData())
     fit.test(classifier(), ToyData(), verbose=False)
     terminal.close()

@@ -337,6 +337,20 @@ def test_a_parameter_is_trained_and_what_derives_from_it_follows(kind):
     torch.testing.assert_close(correction(logits, target), kind(parameter.detach(), **settings)(logits, target))
 
 
+def test_a_weight_that_is_constant_for_the_network_moves_a_transition_that_learns():
+    logits, target, transition = random_problem(samples=40)
+    grads = {}
+    for detach in (True, False):
+        parameter, scores = nn.Parameter(transition.clone()), logits.clone().requires_grad_()
+        ImportanceReweighting(parameter, detach_weight=detach)(scores, target).backward()
+        grads[detach] = parameter.grad, scores.grad
+    assert torch.equal(grads[True][0], grads[False][0])
+    scores = logits.clone().requires_grad_()
+    ImportanceReweighting(transition)(scores, target).backward()
+    torch.testing.assert_close(grads[True][1], scores.grad)
+    assert not torch.allclose(grads[True][1], grads[False][1])
+
+
 def test_a_tensor_that_wants_a_gradient_but_would_not_get_one_is_refused():
     with pytest.raises(ValueError, match=r"pass nn.Parameter\(T\) to train it, T.detach\(\) to keep it fixed"):
         ForwardCorrection(torch.eye(3).requires_grad_())
@@ -350,7 +364,7 @@ class OfTheSample(Transition):
     def at(self, features, index):
         return DenseTransition.view(symmetric(self.num_classes, float(features.mean()), dtype=torch.float64))
 
-    def penalty(self):
+    def penalty(self, logits):
         raise AssertionError("it is asked of the T of the samples")
 
 
@@ -370,7 +384,7 @@ def test_a_transition_may_depend_on_the_sample():
 
 def test_the_penalty_of_a_transition_is_part_of_the_training_loss():
     class Penalised(DenseTransition):
-        def penalty(self):
+        def penalty(self, logits):
             return self.matrix.logdet()
 
     logits, target, transition = random_problem()

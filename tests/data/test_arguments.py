@@ -18,6 +18,7 @@ NEEDED = {  # arguments without default
     "ArrayDataModule": {"train": "a.npz"},
     "Clothing1MDataModule": {"root": "a"},
     "CIFAR10NDataModule": {"labels": "aggre"},
+    "CrowdDataModule": {"train": "a.npz"},
     "HuggingFaceDataModule": {"dataset": "a"},
     "ImageFolderDataModule": {"root": "a", "labels": "a.csv"},
     "ImageListDataModule": {"root": "a", "train_list": "a.txt", "class_names": "b.txt"},

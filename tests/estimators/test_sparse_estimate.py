@@ -7,9 +7,9 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
-from toy import CLASSES, ToyData, adam, backbone, trainer
+from toy import CLASSES, ToyData, adam, anchored, backbone, trainer
 
-from noisylightning import ConfidentJointEstimator, EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
+from noisylightning import ConfidentJointEstimator, ForwardCorrection, NoisyLabelClassifier
 from noisylightning.transition import SparseTransition, load_transition
 
 MANY, SOME = 10_000, 3_000
@@ -45,7 +45,7 @@ def test_ten_thousand_classes_from_counts_to_forward_correction(tmp_path):
     model = NoisyLabelClassifier(
         network, ForwardCorrection(SparseTransition(MANY)), optimizer=partial(torch.optim.SGD, lr=1e-3)
     )
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         1, estimator=partial(ConfidentJointEstimator, max_entries=2), estimate_from="last", reinit="keep"
     )
     trainer(tmp_path, [callback], max_epochs=2).fit(model, data)
@@ -77,7 +77,7 @@ def sparse_fit(tmp_path, name, max_epochs=4, ckpt_path=None, correction=None):
         backbone(), ForwardCorrection(SparseTransition(CLASSES)) if correction is None else correction, optimizer=adam
     )
     estimator = partial(ConfidentJointEstimator, max_entries=2)
-    callback = EstimateTransitionCallback(2, estimator=estimator, estimate_from="last")
+    callback = anchored(2, estimator=estimator, estimate_from="last")
     run = trainer(tmp_path / name, [callback], max_epochs=max_epochs)
     run.fit(model, HeldOut(), ckpt_path=ckpt_path)
     run.save_checkpoint(tmp_path / name / "last.ckpt")

@@ -7,15 +7,9 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch.utils.data import TensorDataset
-from toy import Counted, Mixed, ToyData, classifier, trainer, uncorrected
+from toy import Counted, Mixed, ToyData, anchored, classifier, trainer, uncorrected
 
-from noisylightning import (
-    AnchorEstimator,
-    ClusterabilityEstimator,
-    ConfidentJointEstimator,
-    EstimateTransitionCallback,
-    ForwardCorrection,
-)
+from noisylightning import AnchorEstimator, ClusterabilityEstimator, ConfidentJointEstimator, ForwardCorrection
 from noisylightning.cli import main
 from noisylightning.estimators.standalone import (
     estimate_from_data,
@@ -65,7 +59,7 @@ def run() -> Trainer:
 
 
 def test_a_checkpoint_of_stage_one_gives_the_estimate_of_the_fit(run, tmp_path):
-    callback = EstimateTransitionCallback(2)
+    callback = anchored(2)
     trainer(tmp_path, [callback], max_epochs=3).fit(classifier(), ToyData())
     found = estimate_with_trainer(run, classifier(), ToyData(), callback.stage_one_checkpoint, tmp_path / "T.npy")
     torch.testing.assert_close(found, callback.transition, atol=1e-6, rtol=0)

@@ -5,13 +5,12 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from toy import CLASSES, FeatureMeans, ForeignClassifier, ToyData, classifier, means_by_hand, trainer
+from toy import CLASSES, FeatureMeans, ForeignClassifier, ToyData, anchored, classifier, means_by_hand, trainer
 
 from noisylightning import (
     AnchorEstimator,
     ConfidentJointEstimator,
     DualTEstimator,
-    EstimateTransitionCallback,
     ForwardCorrection,
 )
 from noisylightning.data import ArrayDataModule
@@ -41,7 +40,7 @@ class NeedsCleanLabels(Keeping):
 
 
 def fit(tmp_path, data, estimator=Keeping, **arguments) -> Predictions:
-    callback = EstimateTransitionCallback(1, estimate_from="last", estimator=estimator, **arguments)
+    callback = anchored(1, estimate_from="last", estimator=estimator, **arguments)
     trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), data)
     return Predictions.concatenate(Keeping.seen)
 
@@ -74,7 +73,7 @@ def test_places_are_unknown_where_rows_are_no_samples(tmp_path):
 
 @pytest.mark.parametrize("estimator", [NeedsHeldOut, NeedsCleanLabels])
 def test_a_need_that_the_fit_does_not_meet_ends_it_before_the_first_step(tmp_path, estimator):
-    run = trainer(tmp_path, [EstimateTransitionCallback(1, estimate_from="last", estimator=estimator)], max_epochs=2)
+    run = trainer(tmp_path, [anchored(1, estimate_from="last", estimator=estimator)], max_epochs=2)
     with pytest.raises(ValueError, match=r"needs (held_out|clean_labels), which these predictions do not have"):
         run.fit(classifier(), ToyData())
     assert run.global_step == 0
@@ -87,7 +86,7 @@ FOREIGN = {"correction": ForwardCorrection(num_classes=CLASSES), "loss_attribute
 def test_an_estimator_is_fed_with_the_features_that_it_needs(tmp_path, layer, depth, width):
     """Those of the network that T is estimated from, in the pass that gives its predictions."""
     means = partial(FeatureMeans, width=width)
-    callback = EstimateTransitionCallback(1, estimator=means, estimate_from="last", feature_layer=layer, **FOREIGN)
+    callback = anchored(1, estimator=means, estimate_from="last", feature_layer=layer, **FOREIGN)
     model, data = ForeignClassifier(), ToyData()
     trainer(tmp_path, [callback], max_epochs=2).fit(model, data)
     model.load_state_dict(torch.load(callback.stage_one_checkpoint, weights_only=True)["state_dict"])
@@ -98,9 +97,7 @@ def test_an_estimator_is_fed_with_the_features_that_it_needs(tmp_path, layer, de
 
 @pytest.mark.parametrize(("layer", "message"), [("net.9", "did you mean"), ("criterion", "takes no part")])
 def test_a_layer_that_gives_no_features_is_refused_before_the_first_step(tmp_path, layer, message):
-    callback = EstimateTransitionCallback(
-        1, estimator=FeatureMeans, estimate_from="last", feature_layer=layer, **FOREIGN
-    )
+    callback = anchored(1, estimator=FeatureMeans, estimate_from="last", feature_layer=layer, **FOREIGN)
     run = trainer(tmp_path, [callback], max_epochs=2)
     with pytest.raises(ValueError, match=message):
         run.fit(ForeignClassifier(), ToyData())
@@ -108,7 +105,7 @@ def test_a_layer_that_gives_no_features_is_refused_before_the_first_step(tmp_pat
 
 
 def test_a_network_that_ends_in_a_softmax_is_refused_before_the_first_step(tmp_path):
-    callback = EstimateTransitionCallback(1, estimate_from="last", **FOREIGN)
+    callback = anchored(1, estimate_from="last", **FOREIGN)
     run, model = trainer(tmp_path, [callback], max_epochs=2), ForeignClassifier()
     model.net.append(nn.Softmax(dim=1))
     with pytest.raises(ValueError, match=r"outputs are probabilities.*drop the network's final softmax"):
@@ -120,7 +117,7 @@ def test_a_network_that_begins_with_zeros_is_not_refused(tmp_path):
     model = ForeignClassifier()
     nn.init.zeros_(model.net[-1].weight)
     nn.init.zeros_(model.net[-1].bias)
-    callback = EstimateTransitionCallback(1, estimate_from="last", **FOREIGN)
+    callback = anchored(1, estimate_from="last", **FOREIGN)
     trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
     assert callback.transition is not None
 
@@ -130,7 +127,7 @@ def test_two_passes_within_a_fit_give_what_one_gives(tmp_path, estimator, monkey
     def transition():
         data = ToyData()
         data.train_index = torch.arange(48)
-        callback = EstimateTransitionCallback(6, estimate_from="last", estimator=estimator)
+        callback = anchored(6, estimate_from="last", estimator=estimator)
         trainer(tmp_path, [callback], max_epochs=7).fit(classifier(), data)
         return callback.transition
 

@@ -49,8 +49,11 @@ def test_a_rank_is_found_in_its_bin():
 
 def test_rows_in_a_bin_are_counted_and_the_largest_kept():
     probs, chosen = table(), bins(table()[:4].diagonal())
-    whole = rows_within(probs, chosen)
-    parts = [torch.cat(states) for states in zip(*(rows_within(part, chosen) for part in probs.split(70)), strict=True)]
+    whole = rows_within(probs, bins(probs), chosen)
+    parts = [
+        torch.cat(states)
+        for states in zip(*(rows_within(part, bins(part), chosen) for part in probs.split(70)), strict=True)
+    ]
     for one, other in zip(whole, merge_rows(*parts), strict=True):
         assert torch.equal(one, other)
     classes, counts, rows = whole
@@ -63,11 +66,11 @@ def test_rows_in_a_bin_are_counted_and_the_largest_kept():
 
 def test_the_surest_below_a_bin_is_that_of_its_parts():
     probs, chosen = table(), bins(torch.tensor([0.3, 0.4, 0.05, 0.9]))
-    parts = [surest_below(part, chosen) for part in probs.split(70)]
+    parts = [surest_below(part, bins(part), chosen) for part in probs.split(70)]
     merged = parts[0]
     for part in parts[1:]:
         merged = surer(merged, part)
-    whole = surest_below(probs, chosen)
+    whole = surest_below(probs, bins(probs), chosen)
     assert torch.equal(merged, whole)
     assert (whole[2] == -1).all()
     for i in (0, 1, 3):

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint, WeightAveraging
-from toy import CLASSES, ForeignClassifier, ToyData, classifier, trainer, weights
+from toy import CLASSES, ForeignClassifier, ToyData, anchored, classifier, trainer, weights
 
 from noisylightning import (
-    EstimateTransitionCallback,
     ForwardCorrection,
 )
 from noisylightning.phases import CorrectionPhase, EstimationPhase, NoisyLabelsPhase, Phase, RunPhases
@@ -50,7 +49,7 @@ def test_learning_rates_of_each_stage_are_those_of_a_fit_of_its_own(tmp_path, sc
             return {"optimizer": optimizer, "lr_scheduler": schedule(optimizer, self.trainer)}
 
     end = {"stage_one_epochs": 4} if by == "epochs" else {"stage_one_steps": 24}
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         **end,
         estimate_from="last",
         correction=ForwardCorrection(num_classes=CLASSES),
@@ -66,7 +65,7 @@ def test_learning_rates_of_each_stage_are_those_of_a_fit_of_its_own(tmp_path, sc
 
 
 def test_the_trainer_keeps_its_limits(tmp_path):
-    run = trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=3)
+    run = trainer(tmp_path, [anchored(2)], max_epochs=3)
     run.fit(classifier(), ToyData())
     assert run.max_epochs == 3
     assert run.max_steps == -1
@@ -75,7 +74,7 @@ def test_the_trainer_keeps_its_limits(tmp_path):
 
 def test_checkpoints_keep_the_best_of_each_stage(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path / "ckpt", monitor="val_accuracy", mode="max", save_last=True)
-    callback = EstimateTransitionCallback(3)
+    callback = anchored(3)
     run = trainer(tmp_path, [callback, checkpoint], max_epochs=6, enable_checkpointing=True)
     run.fit(classifier(), ToyData())
     best = torch.load(checkpoint.best_model_path, weights_only=True)
@@ -94,7 +93,7 @@ def test_weight_averages_begin_again(tmp_path):
             super().on_train_batch_end(trainer, pl_module, *args)
             seen.setdefault((callback.stage, int(self._average_model.n_averaged)), None)
 
-    callback = EstimateTransitionCallback(2)
+    callback = anchored(2)
     trainer(tmp_path, [callback, Average()], max_epochs=4).fit(classifier(), ToyData())
     assert sorted(seen) == [(stage, count) for stage in (1, 2) for count in range(1, 13)]
 
@@ -167,7 +166,7 @@ def test_an_interrupted_beginning_is_done_again(tmp_path):
                 raise KeyboardInterrupt
             return module(batch[0]), batch[1]
 
-        callback, model = EstimateTransitionCallback(2, predict=predict), classifier(dropout=0.3)
+        callback, model = anchored(2, predict=predict), classifier(dropout=0.3)
         run = trainer(tmp_path, [callback, OnExceptionCheckpoint(tmp_path)], max_epochs=4, enable_checkpointing=True)
         torch.manual_seed(0)
         try:
@@ -188,7 +187,7 @@ def test_the_bar_says_which_stage(tmp_path):
         def on_train_batch_end(self, trainer, *args):
             seen.append(trainer.progress_bar_metrics["stage"])
 
-    callback = EstimateTransitionCallback(stage_one_steps=8, estimate_from="last")
+    callback = anchored(stage_one_steps=8, estimate_from="last")
     run = trainer(tmp_path, [callback, Look()], max_epochs=3)
     run.fit(classifier(), ToyData())
     assert seen == [1.0] * 8 + [2.0] * 10

@@ -10,21 +10,21 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
-from toy import CLASSES, Counted, Scripted, ToyData, classifier, trainer, weights
+from toy import CLASSES, Counted, Scripted, ToyData, anchored, classifier, trainer, weights
 
 from noisylightning import (
     AnchorEstimator,
     BackwardCorrection,
-    EstimateTransitionCallback,
 )
 from noisylightning.data import RandomCropFlip
+from noisylightning.errors import BadValue
 from noisylightning.phases import EstimationPhase
 from noisylightning.predictions import Predictions
 from noisylightning.transition import from_flips
 
 
 def test_files_and_logger_get_the_estimate(tmp_path):
-    callback = EstimateTransitionCallback(1)
+    callback = anchored(1)
     run = trainer(tmp_path, [callback], max_epochs=2, logger=TensorBoardLogger(tmp_path, "logs"))
     run.fit(classifier(), ToyData())
     folder = Path(run.log_dir)
@@ -37,7 +37,7 @@ def test_files_and_logger_get_the_estimate(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_standard_errors_are_kept_saved_and_resumed(tmp_path):
-    callback = EstimateTransitionCallback(1, estimator=partial(Counted, replicates=20))
+    callback = anchored(1, estimator=partial(Counted, replicates=20))
     assert callback.standard_error is None
     run = trainer(tmp_path, [callback, ModelCheckpoint(tmp_path / "all")], max_epochs=2, enable_checkpointing=True)
     model, data = classifier(), ToyData()
@@ -51,15 +51,27 @@ def test_standard_errors_are_kept_saved_and_resumed(tmp_path):
     saved = np.load(Path(callback.stage_one_checkpoint).with_name("transition_standard_error.npy"), allow_pickle=False)
     assert np.array_equal(saved, callback.standard_error.numpy())
 
-    again = EstimateTransitionCallback(1, estimator=partial(Counted, replicates=20))
+    again = anchored(1, estimator=partial(Counted, replicates=20))
     last = run.checkpoint_callback.best_model_path
     resumed = trainer(tmp_path, [again, ModelCheckpoint(Path(last).parent)], max_epochs=3, enable_checkpointing=True)
     resumed.fit(model, data, ckpt_path=last, weights_only=True)
     assert torch.equal(again.standard_error, callback.standard_error)
 
 
+def test_t_hat_is_not_lost_where_standard_errors_cannot_be_had(tmp_path):
+    class Few(Counted):
+        def _replicated(self):
+            raise BadValue("A replicate has no sample of class 2.")
+
+    callback = anchored(1, estimator=partial(Few, replicates=20))
+    with pytest.warns(UserWarning, match="without standard errors. A replicate has no sample of class 2"):
+        trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), ToyData())
+    assert callback.standard_error is None
+    assert callback.stage == 2
+
+
 def test_without_replicates_there_are_none(tmp_path):
-    callback = EstimateTransitionCallback(1, estimator=Counted)
+    callback = anchored(1, estimator=Counted)
     trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), ToyData())
     assert callback.standard_error is None
     assert not list(tmp_path.rglob("*standard_error*"))
@@ -73,7 +85,7 @@ def test_classes_that_cannot_be_told_apart_are_named(tmp_path):
     class Data(ToyData):
         class_names = ("ant", "bee", "cow")
 
-    callback = EstimateTransitionCallback(1, estimator=Exchanging, estimate_from="last")
+    callback = anchored(1, estimator=Exchanging, estimate_from="last")
     with pytest.warns(UserWarning, match=r"cannot tell apart ant and bee, on which up to 56\.\d points"):
         trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), Data())
 
@@ -83,7 +95,7 @@ def test_iterable_data_is_refused(tmp_path):
         def __iter__(self):
             return iter(zip(*ToyData().train.tensors, strict=True))
 
-    callback = EstimateTransitionCallback(1, estimate_from="last")
+    callback = anchored(1, estimate_from="last")
     with pytest.raises(TypeError, match="iterable Stream, whose samples have no index"):
         trainer(tmp_path, [callback], max_epochs=2).fit(classifier(), DataLoader(Stream(), batch_size=16))
     assert callback.stage == 1
@@ -104,7 +116,7 @@ def test_iterable_data_is_refused(tmp_path):
     ],
 )
 def test_what_the_estimation_pass_cannot_take_is_refused_before_the_first_step(tmp_path, predict, error, message):
-    run = trainer(tmp_path, [EstimateTransitionCallback(1, estimate_from="last", predict=predict)], max_epochs=2)
+    run = trainer(tmp_path, [anchored(1, estimate_from="last", predict=predict)], max_epochs=2)
     with pytest.raises(error, match=message):
         run.fit(classifier(), ToyData())
     assert run.global_step == 0
@@ -114,10 +126,10 @@ def test_the_rehearsal_leaves_no_trace(tmp_path, monkeypatch):
     """Neither random state nor training flags: the fit is the one without it."""
     one, two = classifier(dropout=0.3), classifier(dropout=0.3)
     torch.manual_seed(0)
-    trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=3).fit(one, ToyData())
+    trainer(tmp_path, [anchored(2)], max_epochs=3).fit(one, ToyData())
     monkeypatch.setattr(EstimationPhase, "rehearse", lambda *args: None)
     torch.manual_seed(0)
-    trainer(tmp_path, [EstimateTransitionCallback(2)], max_epochs=3).fit(two, ToyData())
+    trainer(tmp_path, [anchored(2)], max_epochs=3).fit(two, ToyData())
     assert torch.equal(weights(one), weights(two))
 
 
@@ -138,14 +150,14 @@ def test_an_estimation_loader_may_give_whole_batches(tmp_path):
         def estimation_dataloader(self):
             return DataLoader(Batches(self.train), batch_size=None)
 
-    batches, samples = EstimateTransitionCallback(1), EstimateTransitionCallback(1)
+    batches, samples = anchored(1), anchored(1)
     trainer(tmp_path, [batches], max_epochs=2).fit(classifier(), Data())
     trainer(tmp_path, [samples], max_epochs=2).fit(classifier(), ToyData())
     assert torch.equal(batches.transition, samples.transition)
 
 
 def test_diverged_networks_are_refused(tmp_path):
-    callback = EstimateTransitionCallback(
+    callback = anchored(
         1, estimate_from="last", predict=lambda module, batch: (module(batch[0]) * float("nan"), batch[1])
     )
     with pytest.raises(ValueError, match="NaN or infinite predictions"):
@@ -158,7 +170,7 @@ def test_a_shuffling_estimation_loader_is_named(tmp_path):
             return DataLoader(self.train, batch_size=16, shuffle=True)
 
     with pytest.warns(UserWarning, match=r"estimation_dataloader\(\) draws from RandomSampler"):
-        trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(classifier(), Shuffled())
+        trainer(tmp_path, [anchored(1)], max_epochs=2).fit(classifier(), Shuffled())
 
 
 def test_an_augmenting_estimation_loader_is_named(tmp_path):
@@ -170,7 +182,7 @@ def test_an_augmenting_estimation_loader_is_named(tmp_path):
             return DataLoader(Varied(*self.train.tensors), batch_size=16)
 
     with pytest.warns(UserWarning, match="reads a Varied that varies its inputs at random"):
-        trainer(tmp_path, [EstimateTransitionCallback(1)], max_epochs=2).fit(classifier(), Data())
+        trainer(tmp_path, [anchored(1)], max_epochs=2).fit(classifier(), Data())
 
 
 @pytest.mark.filterwarnings("ignore:T-hat contradicts the evidence")
@@ -181,7 +193,7 @@ def test_t_hat_is_saved_before_backward_refuses_it(tmp_path):
         def compute(self):
             return torch.full((CLASSES, CLASSES), 1 / CLASSES)
 
-    callback = EstimateTransitionCallback(1, estimator=Singular)
+    callback = anchored(1, estimator=Singular)
     model = classifier(correction=BackwardCorrection(num_classes=CLASSES))
     with pytest.raises(ValueError, match=r"[Ss]ingular|condition"):
         trainer(tmp_path, [callback], max_epochs=2).fit(model, ToyData())
@@ -193,6 +205,6 @@ def test_an_estimate_against_the_evidence_is_said(tmp_path):
         def compute(self):
             return torch.eye(CLASSES)
 
-    callback = EstimateTransitionCallback(1, estimator=Sure, monitor="val_accuracy", mode="max")
+    callback = anchored(1, estimator=Sure, monitor="val_accuracy", mode="max")
     with pytest.warns(UserWarning, match=r"T-hat is nearly the identity, though noisy validation accuracy is only 0.5"):
         trainer(tmp_path, [callback], max_epochs=2).fit(Scripted(0.5), ToyData())

@@ -6,9 +6,9 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.optim import lr_scheduler
-from toy import CLASSES, ForeignClassifier, ToyData, backbone, trainer, weights
+from toy import CLASSES, ForeignClassifier, ToyData, anchored, backbone, trainer, weights
 
-from noisylightning import EstimateTransitionCallback, ForwardCorrection
+from noisylightning import ForwardCorrection
 
 
 class Held(ForeignClassifier):
@@ -86,9 +86,7 @@ MODULES = {
 
 def attached(**arguments):
     correction = ForwardCorrection(num_classes=CLASSES)
-    return EstimateTransitionCallback(
-        2, estimate_from="last", correction=correction, loss_attribute="criterion", **arguments
-    )
+    return anchored(2, estimate_from="last", correction=correction, loss_attribute="criterion", **arguments)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

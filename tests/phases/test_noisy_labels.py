@@ -3,10 +3,9 @@
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
-from toy import CLASSES, Scripted, ToyData, classifier, estimate_by_hand, trainer
+from toy import CLASSES, Scripted, ToyData, anchored, classifier, estimate_by_hand, trainer
 
 from noisylightning import (
-    EstimateTransitionCallback,
     NoCorrection,
 )
 
@@ -24,7 +23,7 @@ def stage_of_epochs(tmp_path, callback, callbacks=(), model=None, **kwargs) -> l
 
 def test_best_weights_are_those_of_the_best_noisy_validation(tmp_path):
     data = ToyData()
-    callback = EstimateTransitionCallback(stage_one_epochs=3, monitor="val_accuracy", mode="max")
+    callback = anchored(stage_one_epochs=3, monitor="val_accuracy", mode="max")
     trainer(tmp_path, [callback], max_epochs=4).fit(Scripted(0.2, 0.9, 0.4), data)
     best = classifier(correction=NoCorrection(num_classes=CLASSES))
     trainer(tmp_path, max_epochs=2).fit(best, data)
@@ -36,18 +35,18 @@ def test_best_weights_are_those_of_the_best_noisy_validation(tmp_path):
 
 
 def test_epochs_end_stage_one(tmp_path):
-    assert stage_of_epochs(tmp_path, EstimateTransitionCallback(2), max_epochs=5) == [1, 1, 2, 2, 2]
+    assert stage_of_epochs(tmp_path, anchored(2), max_epochs=5) == [1, 1, 2, 2, 2]
 
 
 def test_without_an_end_each_stage_is_as_long_as_the_fit_was(tmp_path):
-    callback = EstimateTransitionCallback()
+    callback = anchored()
     assert stage_of_epochs(tmp_path, callback, max_epochs=2) == [1, 1, 2, 2]
     with pytest.raises(ValueError, match="A fit without an end cannot be twice as long"):
-        trainer(tmp_path, [EstimateTransitionCallback()], max_epochs=-1).fit(classifier(), ToyData())
+        trainer(tmp_path, [anchored()], max_epochs=-1).fit(classifier(), ToyData())
 
 
 def test_a_fit_counted_in_steps_is_doubled_in_steps(tmp_path):
-    callback = EstimateTransitionCallback(estimate_from="last")
+    callback = anchored(estimate_from="last")
     run = trainer(tmp_path, [callback], max_epochs=-1, max_steps=8)
     run.fit(classifier(), ToyData())
     assert run.global_step == 16
@@ -55,7 +54,7 @@ def test_a_fit_counted_in_steps_is_doubled_in_steps(tmp_path):
 
 
 def test_steps_end_stage_one_within_an_epoch(tmp_path):
-    callback = EstimateTransitionCallback(stage_one_steps=8, estimate_from="last")  # six batches an epoch
+    callback = anchored(stage_one_steps=8, estimate_from="last")  # six batches an epoch
     losses = []
 
     class Steps(Callback):
@@ -68,7 +67,7 @@ def test_steps_end_stage_one_within_an_epoch(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:T-hat contradicts the evidence")  # the accuracies are made up
 def test_a_plateau_ends_stage_one(tmp_path):
-    callback = EstimateTransitionCallback(8, patience=2, monitor="val_accuracy", mode="max")
+    callback = anchored(8, patience=2, monitor="val_accuracy", mode="max")
     model = Scripted(0.3, 0.5, 0.5, 0.4, 0.9)
     assert stage_of_epochs(tmp_path, callback, model=model, max_epochs=10) == [1] * 4 + [2] * 6
     assert callback.stage_one_epoch == 1
@@ -76,10 +75,10 @@ def test_a_plateau_ends_stage_one(tmp_path):
 
 def test_early_stopping_means_go_to_stage_two_and_then_stop(tmp_path):
     stopper = EarlyStopping(monitor="val_accuracy", mode="max", patience=2, min_delta=10.0)  # never better
-    assert stage_of_epochs(tmp_path, EstimateTransitionCallback(8), [stopper], max_epochs=20) == [1] * 3 + [2] * 3
+    assert stage_of_epochs(tmp_path, anchored(8), [stopper], max_epochs=20) == [1] * 3 + [2] * 3
 
 
 def test_a_fit_that_ends_in_stage_one_says_so(tmp_path):
-    run = trainer(tmp_path, [EstimateTransitionCallback(3)], max_epochs=5, max_steps=6)
+    run = trainer(tmp_path, [anchored(3)], max_epochs=5, max_steps=6)
     with pytest.warns(UserWarning, match="T was not estimated"):
         run.fit(classifier(), ToyData())

@@ -63,7 +63,7 @@ def test_every_method_is_its_formula(make):
         ]:
             torch.testing.assert_close(got.detach(), expected)
     assert transition.at(None, None) is transition
-    assert transition.penalty() is None
+    assert transition.penalty(logits) is None
 
 
 def test_a_fixed_matrix_is_copied_by_columns():
