@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from noisylightning.transition import relative_l1_error
@@ -38,3 +39,18 @@ def paired_gain(log_likelihood: Tensor, other: Tensor) -> tuple[float, float]:
     """
     gains = (log_likelihood - other).double()
     return float(gains.mean()), float(gains.std()) / math.sqrt(len(gains))
+
+
+def smallest_distance(transition: Tensor) -> float:
+    """Return the total variation between the two rows of T that are most alike, in [0, 1].
+
+    Args:
+        transition: Row-stochastic, shape ``(C, C)``.
+
+    Example:
+        >>> smallest_distance(torch.tensor([[0.8, 0.2, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]))
+        0.3
+    """
+    rows = transition.double()
+    distances = torch.cdist(rows, rows, p=1) / 2
+    return round(float(distances.fill_diagonal_(torch.inf).min()), 9)

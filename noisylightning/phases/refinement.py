@@ -7,10 +7,10 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from noisylightning import internals
-from noisylightning.errors import UserError
+from noisylightning.errors import BadValue, UserError
 from noisylightning.estimators import within_fit
 from noisylightning.functional.bootstrap import standard_deviation
-from noisylightning.functional.consensus import paired_gain
+from noisylightning.functional.consensus import paired_gain, smallest_distance
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
 from noisylightning.functional.names import decide_names, exchangeable, name_rows
 from noisylightning.phases.base import Candidate, Fit
@@ -18,6 +18,7 @@ from noisylightning.phases.folds import FoldsPhase
 from noisylightning.phases.report import report
 
 _SURE = 2.0  # standard errors by which T must foretell labels better than the identity
+_LEAST_SHARE = 0.25  # of the samples that carry a class's label must be as many in the class
 _REPLICATES = 100  # for the standard errors of the last round
 _MAX_REPLICATED = 2**24  # entries of all replicates together
 
@@ -115,7 +116,7 @@ class RefinementPhase(FoldsPhase):
             self._refine(memory.out_of_fold, candidate)
         except UserError as error:
             candidate.log_likelihood, candidate.weights = None, []
-            rank_zero_info(f"Round {self._round}, {candidate.name} is left out: {error}")
+            rank_zero_info(f"Round {self._round}, {candidate.name} is left out: {error}.")
             return
         gain, spread = _gain(candidate, memory.candidates)
         rank_zero_info(
@@ -144,6 +145,7 @@ class RefinementPhase(FoldsPhase):
                 for part, other in zip(parts, others, strict=True)
             ]
         )
+        _require_every_class(total[0])
         refined = maximize(total)
         candidate.transition = refined[0].float()
         candidate.standard_error = standard_deviation(refined[1:]).float() if replicates else None
@@ -169,6 +171,8 @@ class RefinementPhase(FoldsPhase):
                 " is not corrected: train for longer (stage_one_epochs, round_epochs), or choose an estimator with"
                 " rounds=0 to correct all the same."
             )
+        assert memory.chosen is not None
+        fit.module.load_state_dict(memory.chosen.weights)  # for a stage two that goes on from them
         memory.candidates, memory.out_of_fold, memory.fold_weights = [], [], []
 
     def _names(self, fit: Fit, best: Candidate) -> tuple[Tensor, bool]:
@@ -201,6 +205,17 @@ class RefinementPhase(FoldsPhase):
         self._ended = state["ended"][0], state["ended"][1]
 
 
+def _require_every_class(counts: Tensor) -> None:
+    """Raise if a class is all but gone: two classes in the place of one foretell labels well, and are no T."""
+    samples, labels = counts.sum(dim=1), counts.sum(dim=0)
+    least = int((samples / labels.clamp_min(1)).argmin())
+    if samples[least] < _LEAST_SHARE * labels[least]:
+        raise BadValue(
+            f"by it class {least} has {float(samples[least]):.0f} samples, though {float(labels[least]):.0f} carry its"
+            " label, so that another class stands for two"
+        )
+
+
 def _gain(candidate: Candidate, candidates: list[Candidate]) -> tuple[float, float]:
     """Return by how much a candidate foretells labels better than the identity, and its standard error."""
     assert candidate.log_likelihood is not None
@@ -209,10 +224,19 @@ def _gain(candidate: Candidate, candidates: list[Candidate]) -> tuple[float, flo
 
 
 def _best(candidates: list[Candidate]) -> int:
-    """Return the place of the best candidate but the identity, of those that went on to the last round."""
+    """Return the place of the best candidate but the identity, of those that went on to the last round.
 
-    def score(place: int) -> Tensor:
-        found = candidates[place].log_likelihood
-        return torch.tensor(-torch.inf) if found is None else found.mean()
-
-    return max(range(1, len(candidates)), key=lambda place: float(score(place)))
+    Of those that foretell labels about as well as the best it is the one whose rows are farthest apart: where rows are
+    alike the network cannot tell their classes apart.
+    """
+    scores = [None if place == 0 else other.log_likelihood for place, other in enumerate(candidates)]
+    judged = [place for place, score in enumerate(scores) if score is not None]
+    if not judged:
+        return 1
+    leader = max(judged, key=lambda place: float(scores[place].mean()))  # type: ignore[union-attr]
+    ties = [leader]
+    for place in judged:
+        gain, error = paired_gain(scores[leader], scores[place])  # type: ignore[arg-type]
+        if place != leader and gain <= _SURE * error:
+            ties.append(place)
+    return max(ties, key=lambda place: smallest_distance(candidates[place].transition))
