@@ -54,7 +54,7 @@ ALONE = [(0.003, 0.0), (0.03, 0.0)]
 """(transition_lr, pull) in one stage,"""
 ON = [(0.001, 0.0), (0.01, 0.0), (0.01, 1.0)]
 """and from an estimate."""
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Adagrad": functools.partial(torch.optim.Adagrad, lr=0.01),
     "Adam": functools.partial(torch.optim.Adam, lr=0.001),
 }

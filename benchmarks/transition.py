@@ -336,7 +336,7 @@ def main() -> None:
     """Run all that has not been run, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default=os.environ.get("NOISYLIGHTNING_DATA"), help="folder with MNIST/raw")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of a stage")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of a stage")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "transition.json")

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import nn
 from toy import FeatureMeans, means_by_hand
 
-from noisylightning import NoisyLabelClassifier
+from noisylightning import ClusterabilityEstimator, NoisyLabelClassifier
 from noisylightning.cli import main
-from noisylightning.data import AsymmetricNoise, DigitsDataModule
+from noisylightning.data import AsymmetricNoise, DigitsDataModule, SymmetricNoise
+from noisylightning.predictions import Predictions
 
 ROOT = Path(__file__).parents[2]
 TWO_EPOCHS = ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
@@ -145,6 +146,19 @@ def test_predictions_go_where_they_are_asked_for(finished, tmp_path, run_here):
     run_here("predict", "--config", config, "--ckpt_path", checkpoint, "--output", "mine.npz")
     with np.load(tmp_path / "mine.npz", allow_pickle=False) as written:
         assert written["clean_probs"].shape[1] == 10
+
+
+def test_estimate_needs_no_network_where_the_estimator_needs_none(tmp_path, run_here):
+    data = ["--data=DigitsDataModule", "--data.noise=SymmetricNoise", "--data.noise.rate=0.2"]
+    run_here("estimate", *data, "--estimator=ClusterabilityEstimator", "--output=T.npy")
+    module = DigitsDataModule(noise=SymmetricNoise(0.2))
+    module.setup()
+    inputs, labels = (torch.cat(part) for part in zip(*module.estimation_dataloader(), strict=True))
+    estimator = ClusterabilityEstimator(10)
+    estimator.update(Predictions(torch.zeros(1437, 10), labels, features=inputs.flatten(1)))
+    assert torch.equal(torch.from_numpy(np.load(tmp_path / "T.npy")), estimator.compute())
+    with pytest.raises(SystemExit, match="AnchorEstimator needs a network's predictions"):
+        main(["estimate", *data])
 
 
 @pytest.mark.parametrize("command", ["validate", "estimate"])

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from torch.utils.data import TensorDataset
 from toy import Counted, Mixed, ToyData, anchored, classifier, trainer, uncorrected
 
-from noisylightning import AnchorEstimator, ConfidentJointEstimator, ForwardCorrection
+from noisylightning import AnchorEstimator, ClusterabilityEstimator, ConfidentJointEstimator, ForwardCorrection
 from noisylightning.cli import main
-from noisylightning.estimators.standalone import estimate_from_predictions, estimate_with_trainer
+from noisylightning.estimators.standalone import (
+    estimate_from_data,
+    estimate_from_predictions,
+    estimate_with_trainer,
+)
 from noisylightning.predictions import Predictions
 from noisylightning.transition import SparseTransition, load_transition
 
@@ -218,3 +223,28 @@ def test_a_sparse_estimate_is_saved_as_such(table, tmp_path):
     found = estimate_from_predictions(tmp_path / "held_out.npz", tmp_path / "T.npy", estimator)
     assert torch.equal(load_transition(tmp_path / "T.npz").to_dense(), found.to_dense())
     assert isinstance(ForwardCorrection(str(tmp_path / "T.npz")).T, SparseTransition)
+
+
+def test_data_alone_gives_what_the_estimator_gives_on_the_inputs(tmp_path):
+    data = ToyData(num_train=600)
+    inputs, labels = data.train.tensors
+    estimator = ClusterabilityEstimator(3)
+    estimator.update(Predictions(torch.zeros(600, 3), labels, features=inputs))
+    found = estimate_from_data(data, tmp_path / "T.npy")
+    assert torch.equal(found, estimator.compute())
+    assert torch.equal(torch.from_numpy(np.load(tmp_path / "T.npy")), found)
+
+
+def test_data_alone_is_not_enough_for_an_estimator_of_predictions(tmp_path):
+    with pytest.raises(ValueError, match="AnchorEstimator needs a network's predictions: give --model and"):
+        estimate_from_data(ToyData(), tmp_path / "T.npy", AnchorEstimator)
+
+
+def test_inputs_that_are_no_features_are_refused(tmp_path):
+    data = ToyData()
+    data.train = TensorDataset(data.train.tensors[0].long(), data.train.tensors[1])
+    with pytest.raises(TypeError, match=r"the features are the inputs, which are torch\.int64"):
+        estimate_from_data(data, tmp_path / "T.npy")
+    data.train = TensorDataset(data.train.tensors[0].float())
+    with pytest.raises(TypeError, match="a batch is a list"):
+        estimate_from_data(data, tmp_path / "T.npy")

@@ -1,4 +1,6 @@
-"""The mixture of labels over a hidden class against a plain transcription of expectation maximisation, and its limits."""
+"""The mixture of labels over a hidden class, against expectation maximisation tuple by tuple, and its limits."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -72,7 +74,7 @@ def test_a_fit_is_never_less_likely_than_plain_steps():
     for _ in range(60):
         plain = plain._step(tuples, weights)
         seen.append(plain.log_likelihood)
-    assert all(later >= before - 1e-12 for before, later in zip(seen, seen[1:], strict=False))
+    assert all(later >= before - 1e-12 for before, later in pairwise(seen))
     assert start_of(3, (0, 0, 0)).fit(tuples, weights).log_likelihood >= seen[-1] - 1e-9
 
 
