@@ -29,8 +29,9 @@ class RefinementPhase(FoldsPhase):
     In a round K networks are trained with a T in the loss, each without one of K parts of the data, going on from the
     networks of the round before. What they say of the parts that they have not seen refines T by a step of expectation
     maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy, takes part.
-    After the first round the best T goes on alone, beside the identity; after the last it is taken if the labels are
-    more probable with it by two standard errors, and T is the identity if they are not.
+    After the first round the best T goes on alone, beside the identity. After the last it is taken if the labels are
+    more probable with it, by two standard errors, than with the identity and than by their shares alone; else T is the
+    identity.
 
     Its T-hats are ``fit.memory.candidates``, of which the first is the identity. The fit becomes longer by its epochs.
     """
@@ -153,10 +154,11 @@ class RefinementPhase(FoldsPhase):
     def _choose(self, fit: Fit) -> None:
         memory = fit.memory
         internals.train_on(fit.trainer, self._source)
-        counts = torch.cat([part["noisy_labels"] for part in memory.out_of_fold]).bincount(minlength=fit.num_classes)
+        labels = torch.cat([part["noisy_labels"] for part in memory.out_of_fold])
+        counts = labels.bincount(minlength=fit.num_classes)
         identity, *others = memory.candidates
-        gain, error = _gain(others[0], identity) if others else (0.0, 0.0)
-        evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against no T"
+        gain, error, rival = _evidence(others[0], identity, labels) if others else (0.0, 0.0, "")
+        evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against {rival}"
         if gain > _SURE * error:
             best = others[0]
             order, named = self._names(fit, best)
@@ -228,6 +230,19 @@ def _gain(candidate: Candidate, identity: Candidate) -> tuple[float, float]:
     assert candidate.log_likelihood is not None
     assert identity.log_likelihood is not None
     return paired_gain(candidate.log_likelihood, identity.log_likelihood)
+
+
+def _evidence(candidate: Candidate, identity: Candidate, labels: Tensor) -> tuple[float, float, str]:
+    """Return gain and standard error against the better of two rivals, and its name.
+
+    Where labels say nothing of the classes, a T of even rows beats networks without T, which learn them by heart.
+    """
+    assert candidate.log_likelihood is not None
+    assert identity.log_likelihood is not None
+    shares = (labels.bincount().double() / len(labels)).log()[labels]
+    rivals = [(identity.log_likelihood, "no T"), (shares, "the labels' shares alone")]
+    log_likelihood, name = max(rivals, key=lambda rival: float(rival[0].mean()))
+    return *paired_gain(candidate.log_likelihood, log_likelihood), name
 
 
 def _best(candidates: list[Candidate]) -> int | None:
