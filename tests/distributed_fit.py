@@ -104,7 +104,7 @@ def main() -> None:
             "seen": seen,
             "transition": model.correction.transition.detach(),
             "callback": callback.transition,
-            "feature_means": FeatureMeans.means if recorder.inputs else torch.empty(0),
+            "feature_means": getattr(FeatureMeans, "means", torch.empty(0)),  # of no estimate that was resumed
             "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]),
             "statistics": torch.stack(statistics.means) if norm else torch.empty(0),
             "state": model.state_dict(),

@@ -15,6 +15,7 @@ def most_central(transitions: Sequence[Tensor]) -> int:
         transitions: At least one, each ``(C, C)``.
 
     Example:
+        >>> import torch
         >>> most_central([torch.eye(2), torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[0.8, 0.2], [0.1, 0.9]])])
         1
     """
@@ -33,6 +34,7 @@ def paired_gain(log_likelihood: Tensor, other: Tensor) -> tuple[float, float]:
         The mean difference a sample, and its standard error over samples.
 
     Example:
+        >>> import torch
         >>> paired_gain(torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-1.5, -1.5, -2.0]))
         (0.333..., 0.166...)
     """
