@@ -159,6 +159,18 @@ def listen_for_early_stopping(trainer: Trainer, heard: Callable[[Trainer], None]
     present.insert(last + 1, _StopListener(monitor="none"))
 
 
+# Resuming
+
+
+def begin_whole_epoch(trainer: Trainer) -> None:
+    """Let a fit that resumes before an epoch's first batch train on all of it.
+
+    Lightning would take it for that far as the epoch before was; call in ``on_train_start``.
+    """
+    if trainer.fit_loop.restarted_on_epoch_start:
+        trainer.fit_loop.epoch_loop.restarting = False
+
+
 # Randomness
 
 

@@ -4,13 +4,15 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from synchronized_norm import SynchronizeNorms
-from toy import CLASSES, FeatureMeans, ToyData, adam, anchored, classifier, trainer
+from toy import CLASSES, FeatureMeans, ToyData, adam, anchored, classifier, counted, trainer
 
 from noisylightning import ForwardCorrection
+from noisylightning.phases import RefinementPhase
 from noisylightning.transition import NoiseAdaptation
 
 
@@ -43,14 +45,31 @@ class BatchStatistics(Callback):
             self.means.append(layer.running_mean.cpu().clone())
 
 
+def note_judged() -> list[dict[str, Any]]:
+    """Keep of each candidate that is judged what its networks predict, T before and T after."""
+    notes: list[dict[str, Any]] = []
+    judge = RefinementPhase._refined
+
+    def noted(phase, candidate, parts):
+        found = judge(phase, candidate, parts)
+        notes.append(
+            {"parts": list(parts), "before": candidate.transition, "after": found.transition, "weights": phase._trained}
+        )
+        return found
+
+    RefinementPhase._refined = noted
+    return notes
+
+
 def main() -> None:
     spec = json.loads(sys.argv[1])
     folder = Path(spec["folder"])
     warnings.simplefilter("ignore")
     recorder = Recorder(spec.get("rank_that_fails"))
+    refined = counted if spec.get("refined") else None
     callback = anchored(
         stage_one_epochs=2,
-        estimator=FeatureMeans,  # T-hat is AnchorEstimator's
+        estimator=refined or FeatureMeans,  # FeatureMeans's T-hat is AnchorEstimator's
         estimate_from=spec.get("estimate_from", "best"),
         predict=recorder,
     )
@@ -77,6 +96,7 @@ def main() -> None:
     model = classifier(run.global_rank, dropout=0.3, optimizer=adam, correction=correction, transition_lr=rate)
     if norm:
         model.backbone.insert(1, torch.nn.BatchNorm1d(16))
+    judged = note_judged() if refined else []
     run.fit(model, ToyData(num_train=spec.get("num_train", 97)), ckpt_path=spec.get("ckpt_path"), weights_only=True)
     seen = torch.cat(recorder.inputs) if recorder.inputs else torch.empty(0)
     torch.save(
@@ -84,11 +104,12 @@ def main() -> None:
             "seen": seen,
             "transition": model.correction.transition.detach(),
             "callback": callback.transition,
-            "feature_means": FeatureMeans.means if recorder.inputs else torch.empty(0),
+            "feature_means": getattr(FeatureMeans, "means", torch.empty(0)),  # of no estimate that was resumed
             "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]),
             "statistics": torch.stack(statistics.means) if norm else torch.empty(0),
             "state": model.state_dict(),
             "layer": statistics.layer,
+            "candidates": judged,
         },
         folder / f"rank{run.global_rank}.pt",
     )

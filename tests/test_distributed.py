@@ -11,6 +11,8 @@ import pytest
 import torch
 from toy import CLASSES, ToyData, classifier, estimate_by_hand, means_by_hand
 
+from noisylightning.functional.bootstrap import part_of
+from noisylightning.functional.expectation_maximization import expected_counts, maximize
 from noisylightning.transition import NoiseAdaptation
 
 SCRIPT = Path(__file__).parent / "distributed_fit.py"
@@ -142,6 +144,51 @@ def test_batch_statistics_resume_bit_for_bit(normed, tmp_path):
         assert torch.equal(before["weights"], after["weights"])
         assert torch.equal(before["transition"], after["transition"])
         assert all(torch.equal(value, after["state"][name]) for name, value in before["state"].items())
+
+
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("refined")
+    fit(folder, refined=True, num_train=481, estimate_from="last")
+    return folder
+
+
+def test_refined_estimates_are_the_same_bits_on_every_rank(refined):
+    zero, one = ranks(refined)
+    for name in ("transition", "callback", "weights"):
+        assert torch.equal(zero[name], one[name]), name
+    assert len(zero["candidates"]) == len(one["candidates"]) == 3
+    for mine, other in zip(zero["candidates"], one["candidates"], strict=True):
+        assert torch.equal(mine["after"], other["after"])
+        for part, same in zip(mine["parts"], other["parts"], strict=True):
+            assert all(torch.equal(part[name], same[name]) for name in part)
+
+
+def test_refined_estimates_are_what_one_process_finds_with_the_same_networks(refined):
+    data = ToyData(num_train=481)
+    inputs, labels = data.train.tensors
+    places = torch.arange(481)
+    for candidate in ranks(refined)[0]["candidates"]:
+        counts = torch.zeros(1, CLASSES, CLASSES, dtype=torch.float64)
+        for fold, (part, state) in enumerate(zip(candidate["parts"], candidate["weights"], strict=True)):
+            own = part_of(places, 2) == fold
+            assert torch.equal(part["index"], places[own])  # each sample once
+            model = classifier()
+            model.load_state_dict(state)
+            with torch.no_grad():
+                logits = model.eval()(inputs[own])
+            torch.testing.assert_close(part["logits"], logits, atol=1e-5, rtol=0)
+            counts += expected_counts(logits, labels[own], candidate["before"])
+        torch.testing.assert_close(candidate["after"], maximize(counts)[0].float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("epoch", [2, 7, 15])
+def test_two_processes_resume_bit_for_bit_in_parts_and_rounds(refined, tmp_path, epoch):
+    checkpoint = str(refined / "every" / f"epoch={epoch}.ckpt")
+    fit(tmp_path, refined=True, num_train=481, estimate_from="last", ckpt_path=checkpoint)
+    for before, after in zip(ranks(refined), ranks(tmp_path), strict=True):
+        assert torch.equal(before["weights"], after["weights"])
+        assert torch.equal(before["transition"], after["transition"])
 
 
 def test_an_error_on_one_rank_ends_all(tmp_path):

@@ -4,9 +4,18 @@ Where one of these fails with a new release, Lightning has changed and ``interna
 would only say that training went wrong.
 """
 
+import operator
+
 import pytest
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer, WeightAveraging
+from pytorch_lightning.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    Timer,
+    WeightAveraging,
+)
 from torch.utils.data import DataLoader
 from toy import ForeignClassifier, ToyData, backbone, classifier, trainer, uncorrected
 
@@ -205,6 +214,87 @@ def test_training_data_can_be_changed_at_the_start_of_an_epoch(tmp_path):
     )
     fit(tmp_path, record)
     assert sizes == [16] * 6 + [8] * 6
+
+
+def test_the_training_source_is_what_the_fit_was_given(tmp_path):
+    seen = []
+    look = Calls(setup=lambda trainer, module, stage: seen.append(trainer.fit_loop._data_source.instance))
+    data, loader, model = ToyData(), ToyData().train_dataloader(), uncorrected()
+    fit(tmp_path, look, data=data, max_epochs=1)
+    trainer(tmp_path, [look], 1).fit(model, loader)
+    model.train_dataloader = data.train_dataloader
+    trainer(tmp_path, [look], 1).fit(model)
+    assert all(map(operator.is_, seen, (data, loader, model)))
+
+
+def test_the_data_may_become_what_the_fit_was_given_again(tmp_path):
+    sizes = []
+
+    def change(trainer, module):
+        loop = trainer.fit_loop
+        if trainer.current_epoch:
+            other = DataLoader(ToyData().val, batch_size=8)
+            loop._data_source.instance = other if trainer.current_epoch == 1 else trainer.datamodule
+            loop._combined_loader = None
+            loop.setup_data()
+        sizes.append(trainer.num_training_batches)
+
+    run = fit(tmp_path, Calls(on_train_epoch_start=change), data=ToyData(num_train=160), max_epochs=3)
+    assert sizes == [10, 6, 10]
+    assert run.global_step == 26
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"max_epochs": 2}, 24), ({"max_epochs": -1, "max_steps": 12}, 18)])
+def test_a_fit_obeys_limits_that_are_set_within_it(tmp_path, options, steps):
+    def lengthen(trainer, module):
+        if trainer.current_epoch == 1:
+            loop = trainer.fit_loop
+            if loop.max_epochs != -1:
+                loop.max_epochs = 4
+            else:
+                loop.epoch_loop.max_steps = 18
+
+    run = fit(tmp_path, Calls(on_train_epoch_start=lengthen), **options)
+    assert run.global_step == steps
+
+
+def test_a_resumed_fit_accepts_limits_that_are_set_as_it_loads(tmp_path):
+    """A checkpoint of epoch 3 where the trainer has max_epochs=2."""
+    every = ModelCheckpoint(tmp_path, filename="{epoch}")
+    fit(tmp_path, every, max_epochs=4, enable_checkpointing=True)
+
+    def lengthen(trainer, module, checkpoint):
+        trainer.fit_loop.max_epochs = 5
+
+    run = trainer(tmp_path, [Calls(on_load_checkpoint=lengthen)], max_epochs=2)
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        run.fit(uncorrected(), ToyData(), ckpt_path=tmp_path / "epoch=3.ckpt", weights_only=True)
+    assert run.current_epoch == 5
+    assert run.global_step == 30
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_fit_saved_before_an_epochs_first_batch_is_known_when_it_resumes(tmp_path):
+    """Lightning takes it for that far as the epoch before was, until the epoch's loop forgets that it restarts."""
+
+    def stop(trainer, module):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    save = OnExceptionCheckpoint(tmp_path)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, Calls(on_train_epoch_start=stop), save, enable_checkpointing=True)
+    seen = []
+
+    def look(trainer, module):
+        loop = trainer.fit_loop
+        seen.append((loop.restarted_on_epoch_start, loop.epoch_loop.restarting))
+        loop.epoch_loop.restarting = False
+
+    run = trainer(tmp_path, [Calls(on_train_start=look)], max_epochs=2)
+    run.fit(uncorrected(), ToyData(), ckpt_path=tmp_path / "on_exception.ckpt", weights_only=True)
+    assert seen == [(True, True)]
+    assert run.global_step == 12
 
 
 def test_the_trainer_can_pass_for_one_that_validates(tmp_path):

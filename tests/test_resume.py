@@ -7,10 +7,23 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from toy import CLASSES, ForeignClassifier, ToyData, adam, anchored, backbone, classifier, trainer
+from toy import (
+    CLASSES,
+    ForeignClassifier,
+    Indexed,
+    Networks,
+    ToyData,
+    adam,
+    anchored,
+    backbone,
+    classifier,
+    counted,
+    trainer,
+)
 
 from noisylightning import (
     BackwardCorrection,
+    EstimateTransitionCallback,
     ForwardCorrection,
     NoisyLabelClassifier,
     PartDependentEstimator,
@@ -122,6 +135,40 @@ def test_every_epoch_end_resumes_bit_for_bit(tmp_path, make, arguments, extra):
         assert again.stage == 2
         assert again.stage_one_epoch == first.stage_one_epoch
         assert resumed.best_model_score == best.best_model_score
+
+
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory):
+    """A fit with the default: stage one, two networks without a half, two rounds of two and one T-hat, stage two."""
+    folder = tmp_path_factory.mktemp("refined")
+    return folder, *refine(folder)
+
+
+def refine(folder, ckpt_path=None):
+    model, seen = ours(), Networks()
+    callback = EstimateTransitionCallback(2, estimator=counted, predict=seen)
+    every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
+    fit = trainer(folder, [callback, every, seen], 4, enable_checkpointing=True)
+    torch.manual_seed(0)
+    fit.fit(model, Indexed(shuffle=True), ckpt_path=ckpt_path, weights_only=True)
+    return model, callback, seen
+
+
+def test_the_fit_that_is_resumed_below_has_every_part_and_round(refined):
+    *_, seen = refined
+    assert seen.names() == ["noisy labels"] * 2 + ["folds"] * 4 + ["refinement"] * 10 + ["correction"] * 2
+
+
+@pytest.mark.parametrize("epoch", range(17))
+def test_every_part_and_round_resumes_bit_for_bit(refined, epoch, monkeypatch):
+    monkeypatch.setattr("noisylightning.phases.report.publish_transition", lambda *args: None)  # draws for a second
+    folder, whole, first, seen = refined
+    model, again, rest = refine(folder, folder / "every" / f"epoch={epoch}.ckpt")
+    assert torch.equal(weights(model), weights(whole))
+    assert torch.equal(again.transition, first.transition)
+    assert torch.equal(again.standard_error, first.standard_error)
+    assert rest.epochs == seen.epochs[epoch + 1 :]
+    assert rest.trained[-1] == seen.trained[-1][-len(rest.trained[-1]) :]
 
 
 def test_a_resumed_hook_is_told_the_transition_again(tmp_path):

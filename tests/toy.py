@@ -4,10 +4,18 @@ from functools import partial
 
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from noisylightning import AnchorEstimator, EstimateTransitionCallback, ForwardCorrection, NoisyLabelClassifier
+from noisylightning import (
+    AnchorEstimator,
+    ConfidentJointEstimator,
+    ConsensusEstimator,
+    EstimateTransitionCallback,
+    ForwardCorrection,
+    NoisyLabelClassifier,
+)
 from noisylightning.estimators import TransitionEstimator
 from noisylightning.functional.bootstrap import bootstrap_weights
 from noisylightning.predictions import Predictions
@@ -17,6 +25,9 @@ CLASSES, FEATURES = 3, 5
 
 anchored = partial(EstimateTransitionCallback, estimator=AnchorEstimator)
 """The two stages alone: T-hat from stage one's network as it is, where the default would refine it."""
+
+counted = partial(ConsensusEstimator, starts=[ConfidentJointEstimator, AnchorEstimator])
+"""The default without the estimator that takes longest."""
 
 TRUE = from_flips(CLASSES, {0: 1, 1: 2}, 0.3)
 
@@ -53,6 +64,53 @@ class ToyData(LightningDataModule):
 
     def estimation_dataloader(self) -> DataLoader:
         return DataLoader(self.train, batch_size=self.batch_size)
+
+
+class Indexed(ToyData):
+    """Samples with their index, enough of them for networks that leave out a part, in few batches, shuffled or not."""
+
+    def __init__(self, num_train: int = 480, batch_size: int = 60, shuffle: bool = False) -> None:
+        super().__init__(num_train, batch_size)
+        self.train = TensorDataset(*self.train.tensors, torch.arange(num_train))
+        self.shuffle = shuffle
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train, batch_size=self.batch_size, shuffle=self.shuffle)
+
+
+class Networks(Callback):
+    """Notes of each network of a fit what it is and which samples it trains on, and how long the fit then is.
+
+    As ``predict`` it notes which samples the running network predicts after it was trained.
+    """
+
+    def __init__(self) -> None:
+        self.trained: list[list[int]] = []
+        self.predicted: list[list[int]] = []
+        self.epochs: list[tuple[str, int, int]] = []  # name of the phase, stage, max_epochs
+        self.transitions: list[torch.Tensor] = []
+        self._running: object = None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        engine = next(peer for peer in trainer.callbacks if isinstance(peer, EstimateTransitionCallback))
+        running = engine.phase, getattr(engine.phase, "_from", 0)
+        if running != self._running:
+            self._running = running
+            self.trained.append([])
+            self.predicted.append([])
+            correction = engine._memory.correction
+            self.transitions.append(torch.eye(CLASSES) if correction is None else correction.transition.clone())
+        if batch_idx == 0:
+            self.epochs.append((engine.phase.name, engine.stage, trainer.max_epochs))
+        self.trained[-1] += batch[2].tolist()
+
+    def __call__(self, module, batch):
+        if self.predicted and len(batch) > 2:
+            self.predicted[-1] += batch[2].tolist()
+        return module(batch[0]), batch[1]
+
+    def names(self) -> list[str]:
+        return [name for name, *_ in self.epochs]
 
 
 def backbone(seed: int = 0, dropout: float = 0.0) -> nn.Module:

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisylightning.errors import BadValue, UserError
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
-
-# from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.confident_joint import ConfidentJointEstimator
 from noisylightning.functional.consensus import most_central
@@ -62,36 +60,43 @@ class ConsensusEstimator(TransitionEstimator):
         super().__init__(num_classes, **kwargs)
         if not starts:
             raise BadValue("ConsensusEstimator asks several estimators, but starts is empty: name some.")
-        self.starts: list[TransitionEstimator] = [make(num_classes) for make in starts]
-        self._left_out: dict[int, str] = {}
+        self._starts = nn.ModuleList(make(num_classes) for make in starts)
+        self._left_out: dict[int, UserError] = {}
+
+    @property
+    def starts(self) -> list[TransitionEstimator]:
+        """The estimators."""
+        return list(self._starts)  # type: ignore[arg-type]
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Refuse: torchmetrics would compute the value of one batch by forgetting all others that the starts saw."""
+        raise BadValue("ConsensusEstimator gives no T-hat of one batch: call update with each, then compute.")
 
     def _accumulate(self, batch: Predictions) -> None:
         for place, start in enumerate(self.starts):
             if place in self._left_out:
                 continue
             try:
-                check_needs(start, batch.known | {"held_out"})
+                check_needs(start, batch.known | {"held_out"})  # a batch may by chance hold no such sample
                 start.update(batch)
             except UserError as error:
-                self._left_out[place] = str(error)
+                self._left_out[place] = error
 
     def compute(self) -> Tensor:
         """Return the T-hat that the others are nearest to, ``(C, C)``."""
         found: list[Tensor] = []
+        failures: list[str] = []
         for place, start in enumerate(self.starts):
             try:
                 if place in self._left_out:
-                    raise BadValue(self._left_out[place])
+                    raise self._left_out[place]
                 transition = start.compute().float()
                 found.append(transition[name_rows(transition)])
             except UserError as error:
+                failures.append(f"{type(start).__name__}: {error}".rstrip("."))
                 rank_zero_info(f"{type(start).__name__} is left out: {error}")
         if not found:
-            raise BadValue(
-                "No estimator found a T: "
-                + "; ".join(self._left_out.values() or ["see the lines above"])
-                + " -- choose others (estimator)."
-            )
+            raise BadValue(f"No estimator found a T ({'; '.join(failures)}): choose others (estimator).")
         return found[most_central(found)]
 
     def reset(self) -> None:

@@ -16,6 +16,7 @@ def most_central(transitions: Sequence[Tensor]) -> int:
         transitions: At least one, each ``(C, C)``.
 
     Example:
+        >>> import torch
         >>> most_central([torch.eye(2), torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[0.8, 0.2], [0.1, 0.9]])])
         1
     """
@@ -34,6 +35,7 @@ def paired_gain(log_likelihood: Tensor, other: Tensor) -> tuple[float, float]:
         The mean difference a sample, and its standard error over samples.
 
     Example:
+        >>> import torch
         >>> paired_gain(torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-1.5, -1.5, -2.0]))
         (0.333..., 0.166...)
     """
@@ -48,9 +50,9 @@ def smallest_distance(transition: Tensor) -> float:
         transition: Row-stochastic, shape ``(C, C)``.
 
     Example:
-        >>> smallest_distance(torch.tensor([[0.8, 0.2, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]))
-        0.3
+        >>> smallest_distance(torch.tensor([[0.75, 0.25, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]))
+        0.25
     """
     rows = transition.double()
     distances = torch.cdist(rows, rows, p=1) / 2
-    return round(float(distances.fill_diagonal_(torch.inf).min()), 9)
+    return float(distances.fill_diagonal_(torch.inf).min())

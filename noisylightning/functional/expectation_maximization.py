@@ -7,10 +7,11 @@ from noisylightning.errors import BadValue
 from noisylightning.functional.bootstrap import bootstrap_weights
 from noisylightning.functional.exact_sums import from_fixed, to_fixed
 from noisylightning.functional.posterior import clean_log_posterior
-from noisylightning.functional.probabilities import check_noisy_labels
+from noisylightning.functional.probabilities import check_noisy_labels, not_finite
 from noisylightning.transition import Transition, as_transition
 
 _ROWS = 2**16  # samples at a time
+_LEAST = 1e-6  # samples that a row is made of
 
 
 def expected_counts(
@@ -37,7 +38,7 @@ def expected_counts(
         Counts, float64 of shape ``(B + 1, C, C)``; first those of the sample itself.
 
     Raises:
-        ValueError: If shapes do not go together, a label is none, or T calls one impossible.
+        ValueError: If shapes do not go together, a score is NaN, or a label is none, or impossible by T.
 
     Example:
         >>> T = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
@@ -51,12 +52,14 @@ def expected_counts(
     places = torch.arange(len(logits), device=logits.device) if index is None else index
     counts = torch.zeros(replicates + 1, num_classes, num_classes, dtype=torch.long, device=logits.device)
     for rows, labels, part in zip(logits.split(_ROWS), noisy_labels.split(_ROWS), places.split(_ROWS), strict=True):
+        if not rows.amax(dim=1).isfinite().all():
+            raise not_finite(~rows.amax(dim=1).isfinite())
         posterior = clean_log_posterior(rows.double(), labels, transition).exp()
-        if posterior.isnan().any():
-            impossible = int(labels[posterior.isnan().any(dim=1)][0])
+        impossible = posterior.isnan().any(dim=1)
+        if impossible.any():
             raise BadValue(
-                f"By T no class is ever labelled {impossible}, but a sample is: start from a T without a column of"
-                " zeros."
+                f"A sample is labelled {int(labels[impossible][0])}, which no class that the network allows it is by T:"
+                " start from a T without zeros in that column."
             )
         fixed = to_fixed(posterior)
         weights = bootstrap_weights(part, replicates)
@@ -86,14 +89,11 @@ def maximize(counts: Tensor) -> Tensor:
     """
     wide = counts.double()
     totals = wide.sum(dim=-1, keepdim=True)
-    if not bool((totals >= 1e-6).all()):
-        empty = (
-            int((totals < 1e-6).flatten(0, -3).any(dim=0).flatten().nonzero()[0])
-            if totals.ndim > 2
-            else int(totals.flatten().argmin())
-        )
+    without = (totals < _LEAST).nonzero()
+    if len(without):
         raise BadValue(
-            f"The network holds no sample for one of class {empty}: train it for longer, or start from another T."
+            f"The network holds no sample for one of class {int(without[0, -2])}: train it for longer, or start from"
+            " another T."
         )
     return wide / totals
 

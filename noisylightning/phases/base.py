@@ -74,6 +74,7 @@ class Memory:
         fold_weights: The weights of these networks.
         candidates: T-hats of which one is to be chosen.
         added: Epochs and optimizer steps by which phases have lengthened the fit.
+        stage_one_epochs: How many epochs the phase on noisy labels had, once it is over.
         correction: What corrects the module's loss; found when the fit is set up.
     """
 
@@ -88,6 +89,7 @@ class Memory:
     fold_weights: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     added: tuple[int, int] = (0, 0)
+    stage_one_epochs: int = 1
     correction: Correction | None = None
 
     def state_dict(self) -> dict[str, Any]:

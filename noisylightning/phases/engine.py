@@ -156,6 +156,7 @@ class RunPhases(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the running phase up; or end it, where a fit resumes on its last step."""
+        internals.begin_whole_epoch(trainer)
         fit = self._fit(trainer, pl_module)
         if self._advance(fit):
             return

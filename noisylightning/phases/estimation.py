@@ -89,20 +89,22 @@ class EstimationPhase(Phase):
         self.plan.asked = self.estimator(fit.num_classes).rounds
 
     def rehearse(self, fit: Fit) -> None:
-        """Put the first batch through the estimation pass."""
-        estimators = self._estimators(fit)
-        for estimator in estimators:
+        """Put the first batch through the estimation pass; one estimator that takes it is enough."""
+        failures = []
+        for estimator in self._estimators(fit):
             if "held_out" in estimator.needs and self.plan.num_folds:
-                continue
+                continue  # nothing is held out yet
             try:
                 within_fit.rehearse(fit.trainer, fit.module, estimator, self.predict, self.feature_layer)
-            except UserError:
-                if len(estimators) == 1:
-                    raise
+                return
+            except UserError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _estimators(self, fit: Fit) -> list[TransitionEstimator]:
         made = self.estimator(fit.num_classes)
-        return list(made.starts) if isinstance(made, ConsensusEstimator) else [made]
+        return made.starts if isinstance(made, ConsensusEstimator) else [made]
 
     def begin(self, fit: Fit) -> None:
         """Estimate T."""
@@ -121,7 +123,7 @@ class EstimationPhase(Phase):
             return
         taken, counts = found[most_central([candidate.transition for candidate, _ in found])]
         memory.transition, memory.standard_error, memory.details = taken.transition, taken.standard_error, taken.details
-        memory.out_of_fold = memory.fold_weights = []
+        memory.out_of_fold, memory.fold_weights = [], []
         source = f"{taken.name}, {chosen.origin}, {int(counts.sum()):,} examples"
         report(fit, source, counts, doubt(taken.transition, counts, chosen.accuracy))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +22,9 @@ from noisylightning.predictions import Predictions
 from noisylightning.predictions.collect import places
 from noisylightning.predictions.gather import gather_rows
 
+Chooses = Callable[[Tensor], Tensor]
+"""Says of samples, by their places in the training data, which are taken."""
+
 
 @dataclass
 class Plan:
@@ -32,7 +36,6 @@ class Plan:
         rounds: How often every T-hat is put into the loss and refined; None for what the estimator asks for.
         round_epochs: Epochs of a round; None for a fifth of stage one's.
         asked: The rounds that the estimator asks for.
-        stage_one: The epochs of stage one, once it is over.
 
     Raises:
         ValueError: If an argument is out of bounds.
@@ -42,7 +45,6 @@ class Plan:
     rounds: int | None = None
     round_epochs: int | None = None
     asked: int = 0
-    stage_one: int = 1
 
     def __post_init__(self) -> None:
         for name, least in (("folds", 2), ("rounds", 0), ("round_epochs", 1)):
@@ -64,15 +66,13 @@ class Plan:
         """Whether this fit can have rounds: not where no loss takes T, nor in a ``fast_dev_run``."""
         return bool(self.num_rounds and fit.memory.correction is not None and not internals.dev_batches(fit.trainer))
 
-    @property
-    def epochs(self) -> int:
-        """Epochs of a round."""
-        return self.round_epochs or max(1, self.stage_one // 5)
+    def epochs(self, fit: Fit) -> int:
+        """Epochs of a network in a round."""
+        return self.round_epochs or max(1, fit.memory.stage_one_epochs // 5)
 
-    @property
-    def first_epochs(self) -> int:
-        """Epochs of the networks that rounds begin from; of those that only predict, as many as stage one has."""
-        return 2 * self.epochs if self.num_rounds else self.stage_one
+    def first_epochs(self, fit: Fit) -> int:
+        """Epochs of a network that rounds begin from; of one that only predicts, as many as stage one has."""
+        return 2 * self.epochs(fit) if self.refines(fit) else fit.memory.stage_one_epochs
 
 
 class FoldsPhase(Phase):
@@ -106,10 +106,9 @@ class FoldsPhase(Phase):
         """Number of parts."""
         return self.plan.num_folds
 
-    @property
-    def epochs(self) -> int:
+    def epochs(self, fit: Fit) -> int:
         """Epochs of each network."""
-        return self.plan.first_epochs
+        return self.plan.first_epochs(fit)
 
     @property
     def _fold(self) -> int:
@@ -133,25 +132,25 @@ class FoldsPhase(Phase):
             fit.memory.initial = internals.snapshot(fit.module)
 
     def rehearse(self, fit: Fit) -> None:
-        """Part the data in small."""
+        """Part the data, and let the network predict a first batch."""
         if self.is_skipped(fit):
             return
         training = fold_loader(fit.trainer, self._source, self._only(0, held_out=False))
-        held_out = within_fit.estimation_loader(fit.trainer, fit.module, only=self._only(0, held_out=True))
-        require_one_order(training.dataset, held_out.dataset)
+        first = within_fit.estimation_loader(fit.trainer, fit.module, True, self._only(0, held_out=True))
+        require_one_order(training.dataset, first.dataset)
+        within_fit.collect(fit.trainer, fit.module, first, self.predict, fit.num_classes)
 
     def begin(self, fit: Fit) -> None:
-        """Begin the next network."""
+        """Begin the next network; in a ``fast_dev_run`` the one at hand stands in for all."""
         if self.is_skipped(fit):
+            if self.folds:
+                fit.memory.out_of_fold = [self._predictions(fit, None)]
             return
-        begun = self._begun
-        if not begun:
-            self.plan.stage_one = max(1, fit.trainer.current_epoch - fit.added)
         self._begun += 1
         try:
             self._begin_network(fit)
         except BaseException:
-            self._begun = begun
+            self._begun -= 1
             raise
         self._from, self._stopped = fit.trainer.current_epoch, False
 
@@ -159,7 +158,8 @@ class FoldsPhase(Phase):
         assert fit.memory.initial is not None
         fit.module.load_state_dict(fit.memory.initial)
         rank_zero_info(
-            f"Part {self._fold + 1} of {self.folds}: training on the others with T = identity, {self.epochs} epochs."
+            f"Part {self._fold + 1} of {self.folds}: training on the others with T = identity, {self.epochs(fit)}"
+            " epochs."
         )
         self._restart(fit)
 
@@ -176,20 +176,20 @@ class FoldsPhase(Phase):
     def _loader(self, fit: Fit) -> DataLoader[Any]:
         return fold_loader(fit.trainer, self._source, self._only(self._fold, held_out=False))
 
-    def _only(self, fold: int, held_out: bool) -> Any:
+    def _only(self, fold: int, held_out: bool) -> Chooses:
         return partial(_in_part, fold=fold, folds=self.folds, held_out=held_out)
 
     def span(self, fit: Fit) -> tuple[int, int]:
         """Return the epochs of a network; of none, what is left of the fit."""
-        return fit.rest() if self.is_skipped(fit) else (self.epochs, -1)
+        return fit.rest() if self.is_skipped(fit) else (self.epochs(fit), -1)
 
     def extra_epochs(self, fit: Fit) -> int:
         """Return the epochs of a network."""
-        return 0 if self.is_skipped(fit) else self.epochs
+        return 0 if self.is_skipped(fit) else self.epochs(fit)
 
     def is_over(self, fit: Fit) -> bool:
         """Tell whether the running network has had its epochs."""
-        over = self._stopped or fit.trainer.current_epoch >= self._from + self.epochs
+        over = self._stopped or fit.trainer.current_epoch >= self._from + self.epochs(fit)
         return self.is_skipped(fit) or (over and not fit.within_epoch)
 
     def hears_stop(self, fit: Fit) -> bool:
@@ -201,9 +201,8 @@ class FoldsPhase(Phase):
         """Let the network predict the part that it has not seen."""
         if self.is_skipped(fit):
             return
-        found = self._predictions(fit)
         memory, fold = fit.memory, self._fold
-        memory.out_of_fold[fold:] = [found]
+        memory.out_of_fold[fold:] = [self._predictions(fit, self._only(fold, held_out=True))]
         memory.fold_weights[fold:] = [internals.snapshot(fit.module)]
         if not self.repeats(fit):
             internals.train_on(fit.trainer, self._source)
@@ -212,9 +211,8 @@ class FoldsPhase(Phase):
         """Tell whether another network is to be trained."""
         return not self.is_skipped(fit) and self._begun < self.folds
 
-    def _predictions(self, fit: Fit) -> dict[str, Tensor]:
+    def _predictions(self, fit: Fit, only: Chooses | None) -> dict[str, Tensor]:
         internals.share_buffers(fit.trainer, fit.module)
-        only = self._only(self._fold, held_out=True)
         loader = within_fit.estimation_loader(fit.trainer, fit.module, only=only)
         own = within_fit.collect(fit.trainer, fit.module, loader, self.predict, fit.num_classes)
         columns = {name: getattr(own, name) for name in ("index", "logits", "noisy_labels")}
@@ -230,13 +228,11 @@ class FoldsPhase(Phase):
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far it is."""
-        of_network = {"begun": self._begun, "from": self._from, "stopped": self._stopped}
-        return of_network | {"stage_one": self.plan.stage_one}
+        return {"begun": self._begun, "from": self._from, "stopped": self._stopped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take this up."""
         self._begun, self._from, self._stopped = state["begun"], state["from"], state["stopped"]
-        self.plan.stage_one = state["stage_one"]
 
 
 def whole(parts: list[dict[str, Tensor]]) -> Predictions:
@@ -251,7 +247,7 @@ def _in_part(index: Tensor, fold: int, folds: int, held_out: bool) -> Tensor:
     return (part_of(index, folds) == fold) == held_out
 
 
-def fold_loader(trainer: Trainer, source: Any, only: Any) -> DataLoader[Any]:
+def fold_loader(trainer: Trainer, source: Any, only: Chooses) -> DataLoader[Any]:
     """Return a training loader of some of the training data.
 
     Args:
@@ -265,22 +261,30 @@ def fold_loader(trainer: Trainer, source: Any, only: Any) -> DataLoader[Any]:
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if source is data and hasattr(data, "fold_dataloader"):
-        loader: DataLoader[Any] = data.fold_dataloader(data.train_index[only(data.train_index)])
-        return loader
+        trained_on = getattr(data, "train_index", None)
+        if trained_on is None:
+            trained_on, _ = places(None, data.train_dataloader().dataset)
+        made: DataLoader[Any] = data.fold_dataloader(trained_on[only(trained_on)])
+        return made
     loader = internals.training_loader(source)
     advice = "choose an estimator without folds, such as AnchorEstimator"
-    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
-        raise BadType(f"Folds are parts of one DataLoader's data set, but the training data is none: {advice}.")
-    if loader.batch_size is None or type(loader.sampler) not in (RandomSampler, SequentialSampler):
+    if not isinstance(loader, DataLoader):
+        raise BadType(
+            f"Folds are parts of one DataLoader's data set, but the training data is a {type(loader).__name__}:"
+            f" {advice}."
+        )
+    shuffles = isinstance(loader.sampler, RandomSampler)
+    if not _draws_each_once(loader):
+        drawing = loader.sampler if loader.batch_size is not None else loader.batch_sampler
         raise BadValue(
-            f"Folds cannot keep how {type(loader.sampler).__name__} draws samples: give the data module a"
+            f"Folds cannot keep how {type(drawing).__name__} draws samples: give the data module a"
             f" fold_dataloader(index), the training loader of the samples at index, or {advice}."
         )
     index, _ = places(None, loader.dataset)
     return DataLoader(
         Subset(loader.dataset, only(index).nonzero().flatten().tolist()),
         batch_size=loader.batch_size,
-        shuffle=isinstance(loader.sampler, RandomSampler),
+        shuffle=shuffles,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -290,6 +294,14 @@ def fold_loader(trainer: Trainer, source: Any, only: Any) -> DataLoader[Any]:
         multiprocessing_context=loader.multiprocessing_context,
         generator=loader.generator,
     )
+
+
+def _draws_each_once(loader: DataLoader[Any]) -> bool:
+    """Whether an epoch has each sample once, in order or shuffled, as an epoch of a part will have its samples."""
+    sampler = loader.sampler
+    shuffled = type(sampler) is RandomSampler and not sampler.replacement
+    whole = len(sampler) == len(loader.dataset) if shuffled else type(sampler) is SequentialSampler  # type: ignore[arg-type]
+    return loader.batch_size is not None and whole
 
 
 def require_one_order(training: Any, estimation: Any) -> None:

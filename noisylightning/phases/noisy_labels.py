@@ -125,7 +125,8 @@ class NoisyLabelsPhase(Phase):
         return self._doubled or (self.stage_one_epochs, self.stage_one_steps)
 
     def end(self, fit: Fit) -> None:
-        """Leave the chosen weights."""
+        """Leave the chosen weights, and how many epochs it took."""
+        fit.memory.stage_one_epochs = max(1, fit.trainer.current_epoch - fit.added)
         if self.estimate_from == "last" or internals.dev_batches(fit.trainer):
             weights = internals.judged_weights(fit.trainer, fit.module)
             origin = f"weights after {fit.trainer.global_step} steps"

@@ -1,5 +1,6 @@
 """Refining T-hats by networks that are trained with them, and choosing one without clean labels."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,14 +8,15 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from noisylightning import internals
+from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue, UserError
 from noisylightning.estimators import within_fit
 from noisylightning.functional.bootstrap import standard_deviation
 from noisylightning.functional.consensus import paired_gain, smallest_distance
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
 from noisylightning.functional.names import decide_names, exchangeable, name_rows
-from noisylightning.phases.base import Candidate, Fit
-from noisylightning.phases.folds import FoldsPhase
+from noisylightning.phases.base import Candidate, Fit, Memory
+from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.report import report
 
 _SURE = 2.0  # standard errors by which T must foretell labels better than the identity
@@ -29,141 +31,147 @@ class RefinementPhase(FoldsPhase):
     In a round K networks are trained with a T in the loss, each without one of K parts of the data, going on from the
     networks of the round before. What they say of the parts that they have not seen refines T by a step of expectation
     maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy, takes part.
-    After the first round the best T goes on alone, beside the identity; after the last it is taken if the labels are
-    more probable with it by two standard errors, and T is the identity if they are not.
+    After the first round the best T goes on alone, beside the identity. After the last it is taken if the labels are
+    more probable with it, by two standard errors, than with the identity and than by their shares alone; else T is the
+    identity.
 
     Its T-hats are ``fit.memory.candidates``, of which the first is the identity. The fit becomes longer by its epochs.
     """
 
     name = "refinement"
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._round = 0
-        self._queue: list[int] = []  # places among the candidates
+    def __init__(self, plan: Plan, predict: within_fit.Predict) -> None:
+        super().__init__(plan, predict)
+        self._over = 0  # rounds
         self._trained: list[dict[str, Any]] = []  # weights of the running candidate's networks
-        self._ended = (0, 0)  # the round and network that end() was last called for
+        self._ended = True  # whether what follows the running network was done, which is not to be done twice
 
-    @property
-    def epochs(self) -> int:
-        """Epochs of a round."""
-        return self.plan.epochs
+    def epochs(self, fit: Fit) -> int:
+        """Epochs of each network."""
+        return self.plan.epochs(fit)
 
     def is_skipped(self, fit: Fit) -> bool:
         """Whether there is nothing to refine, or no loss to refine it with."""
         return not self.plan.refines(fit)
 
-    def _candidate(self, fit: Fit) -> Candidate:
-        return fit.memory.candidates[self._queue[(self._begun - 1) // self.folds]]
+    @property
+    def _place(self) -> int:
+        """The place of the running candidate."""
+        return (self._begun - 1) // self.folds
 
     def begin(self, fit: Fit) -> None:
-        """Begin the next network; the first of a round begins the round."""
-        if not self.is_skipped(fit) and self._begun == len(self._queue) * self.folds:
-            self._round, self._begun = self._round + 1, 0
-            everyone = list(range(len(fit.memory.candidates)))
-            self._queue = everyone if self._round == 1 else [0, _best(fit.memory.candidates)]
-            if self._round == 1:
-                self._announce(fit)
+        """Begin the next network."""
+        if self.is_skipped(fit):
+            return
+        if not self._over and not self._begun:
+            self._announce(fit)
         super().begin(fit)
+        self._ended = False
 
     def _announce(self, fit: Fit) -> None:
-        others = self.plan.num_rounds - 1
-        epochs = self.epochs * (len(self._queue) + 2 * others) * (self.folds - 1)
-        names = ", ".join(candidate.name for candidate in fit.memory.candidates[1:])
+        candidates = fit.memory.candidates
+        trainings = len(candidates) + 2 * (self.plan.num_rounds - 1)
+        names = ", ".join(candidate.name for candidate in candidates[1:])
         rank_zero_info(
-            f"Refining T ({names}): as long as {epochs} epochs, in networks that each leave out one of {self.folds}"
-            " parts of the data; choose rounds=0 to take T-hat as it is."
+            f"Refining T ({names}): as long as {trainings * (self.folds - 1) * self.epochs(fit)} epochs, in networks"
+            f" that each leave out one of {self.folds} parts of the data; choose rounds=0 to take T-hat as it is."
         )
 
     def _begin_network(self, fit: Fit) -> None:
-        memory, candidate = fit.memory, self._candidate(fit)
-        fit.module.load_state_dict((memory.fold_weights if self._round == 1 else candidate.weights)[self._fold])
+        memory, candidate = fit.memory, fit.memory.candidates[self._place]
+        fit.module.load_state_dict((candidate.weights if self._over else memory.fold_weights)[self._fold])
         assert memory.correction is not None
         memory.correction.set_transition(candidate.transition, learn=False)
         self._restart(fit)
 
     def end(self, fit: Fit) -> None:
         """Let the network predict its part; after the last part refine T, after the last round choose."""
-        if self.is_skipped(fit) or self._ended == (self._round, self._begun):
+        if self.is_skipped(fit):
             return
-        found, fold = self._predictions(fit), self._fold
-        fit.memory.out_of_fold[fold:] = [found]
-        self._trained[fold:] = [internals.snapshot(fit.module)]
-        if fold == self.folds - 1:
-            self._judge(fit)
-        self._ended = self._round, self._begun
-        if not self.repeats(fit):
-            internals.train_on(fit.trainer, self._source)
+        memory = fit.memory
+        if not self._ended:
+            fold = self._fold
+            memory.out_of_fold[fold:] = [self._predictions(fit, self._only(fold, held_out=True))]
+            self._trained[fold:] = [internals.snapshot(fit.module)]
+            if fold == self.folds - 1:
+                self._judge(memory)
+            self._ended = True
+        if memory.candidates and not self.repeats(fit):
             self._choose(fit)
 
     def repeats(self, fit: Fit) -> bool:
-        """Tell whether another network is to be trained."""
-        more = self._begun < len(self._queue) * self.folds or self._round < self.plan.num_rounds
-        return more and not self.is_skipped(fit)
+        """Tell whether another network is to be trained: not where no T-hat is left."""
+        return self._over < self.plan.num_rounds and len(fit.memory.candidates) > 1 and not self.is_skipped(fit)
 
-    def _judge(self, fit: Fit) -> None:
-        """Refine the running candidate, and say how well it then foretells the labels."""
-        memory, candidate = fit.memory, self._candidate(fit)
-        candidate.weights, self._trained = self._trained, []
-        if candidate.is_identity:
-            parts = [
-                log_likelihood(part["logits"], part["noisy_labels"], candidate.transition)
-                for part in memory.out_of_fold
+    def _judge(self, memory: Memory) -> None:
+        """Refine the running candidate and say how well it foretells the labels; only the best keeps its weights."""
+        candidates, over, begun = list(memory.candidates), self._over, self._begun
+        assert memory.correction is not None
+        candidates[self._place] = self._judged(candidates, memory.out_of_fold, memory.correction)
+        best = _best(candidates)
+        if begun == len(candidates) * self.folds:
+            candidates = [candidates[place] for place in (0, best) if place is not None]
+            over, begun = over + 1, 0
+        else:
+            candidates = [
+                candidate if place in (0, best) else replace(candidate, weights=[])
+                for place, candidate in enumerate(candidates)
             ]
-            candidate.log_likelihood = torch.cat(parts)
-            return
-        try:
-            self._refine(memory.out_of_fold, candidate)
-        except UserError as error:
-            candidate.log_likelihood, candidate.weights = None, []
-            rank_zero_info(f"Round {self._round}, {candidate.name} is left out: {error}.")
-            return
-        gain, spread = _gain(candidate, memory.candidates)
-        rank_zero_info(
-            f"Round {self._round}, {candidate.name}: log-likelihood of a held-out label {gain:+.4f} ± {spread:.4f}"
-            " against no T."
-        )
-        best = _best(memory.candidates)
-        for place, other in enumerate(memory.candidates):  # only one goes on
-            if place not in (0, best):
-                other.weights = []
+        # All at once, so that an interruption leaves all to be done again.
+        memory.candidates, self._over, self._begun, self._trained = candidates, over, begun, []
 
-    def _refine(self, parts: list[dict[str, Tensor]], candidate: Candidate) -> None:
+    def _judged(self, candidates: list[Candidate], parts: list[dict[str, Tensor]], correction: Correction) -> Candidate:
+        running, number = candidates[self._place], self._over + 1
+        if running.is_identity:
+            found = _log_likelihood(parts, [running.transition] * len(parts))
+            return replace(running, weights=self._trained, log_likelihood=found)
+        try:
+            refined = replace(self._refined(running, parts), weights=self._trained)
+            correction.set_transition(refined.transition, learn=False)  # which it may refuse
+        except UserError as error:
+            rank_zero_info(f"Round {number}, {running.name} is left out: {error}")
+            return replace(running, weights=[], log_likelihood=None)
+        gain, spread = _gain(refined, candidates[0])
+        rank_zero_info(
+            f"Round {number}, {running.name}: log-likelihood of a held-out label {gain:+.4f} ± {spread:.4f} against"
+            " no T."
+        )
+        return refined
+
+    def _refined(self, candidate: Candidate, parts: list[dict[str, Tensor]]) -> Candidate:
         """Take a step of expectation maximisation; each part is judged by the T that the others make."""
         transition = candidate.transition
-        last = self._round == self.plan.num_rounds
+        last = self._over + 1 == self.plan.num_rounds
         replicates = _REPLICATES if last and _REPLICATES * transition.numel() <= _MAX_REPLICATED else 0
         counts = [
             expected_counts(part["logits"], part["noisy_labels"], transition, part["index"], replicates)
             for part in parts
         ]
         total = sum(counts[1:], counts[0])
-        others = [maximize((total - own)[0]) for own in counts]
-        candidate.log_likelihood = torch.cat(
-            [
-                log_likelihood(part["logits"], part["noisy_labels"], other)
-                for part, other in zip(parts, others, strict=True)
-            ]
-        )
         _require_every_class(total[0])
-        refined = maximize(total)
-        candidate.transition = refined[0].float()
-        candidate.standard_error = standard_deviation(refined[1:]).float() if replicates else None
+        return replace(
+            candidate,
+            transition=maximize(total[0]).float(),
+            log_likelihood=_log_likelihood(parts, [maximize((total - own)[0]) for own in counts]),
+            standard_error=_standard_error(total[1:]) if replicates else None,
+        )
 
     def _choose(self, fit: Fit) -> None:
         memory = fit.memory
+        internals.train_on(fit.trainer, self._source)
         labels = torch.cat([part["noisy_labels"] for part in memory.out_of_fold])
         counts = labels.bincount(minlength=fit.num_classes)
-        best = memory.candidates[_best(memory.candidates)]
-        gain, error = (-1.0, 0.0) if best.log_likelihood is None else _gain(best, memory.candidates)
-        evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against no T"
+        identity, *others = memory.candidates
+        gain, error, rival = _evidence(others[0], identity, labels) if others else (0.0, 0.0, "")
+        evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against {rival}"
         if gain > _SURE * error:
+            best = others[0]
             order, named = self._names(fit, best)
-            memory.transition = best.transition[order]
-            memory.standard_error = None if best.standard_error is None else best.standard_error[order]
+            standard_error = None if best.standard_error is None else best.standard_error[order]
+            memory.transition, memory.standard_error = best.transition[order], standard_error
             report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts, named=named)
         else:
-            found = "each was left out" if best.log_likelihood is None else f"{best.name}: {evidence}"
+            found = f"{others[0].name}: {evidence}" if others else "each was left out"
             memory.transition, memory.standard_error = torch.eye(fit.num_classes), None
             report(fit, "the identity", counts)
             rank_zero_warn(
@@ -173,6 +181,7 @@ class RefinementPhase(FoldsPhase):
             )
         assert memory.chosen is not None
         fit.module.load_state_dict(memory.chosen.weights)  # for a stage two that goes on from them
+        internals.share_buffers(fit.trainer, fit.module)
         memory.candidates, memory.out_of_fold, memory.fold_weights = [], [], []
 
     def _names(self, fit: Fit, best: Candidate) -> tuple[Tensor, bool]:
@@ -195,48 +204,81 @@ class RefinementPhase(FoldsPhase):
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far it is."""
-        own = {"round": self._round, "queue": self._queue, "trained": self._trained, "ended": list(self._ended)}
-        return super().state_dict() | own
+        return super().state_dict() | {"over": self._over, "trained": self._trained, "ended": self._ended}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take this up."""
         super().load_state_dict(state)
-        self._round, self._queue, self._trained = state["round"], state["queue"], state["trained"]
-        self._ended = state["ended"][0], state["ended"][1]
+        self._over, self._trained, self._ended = state["over"], state["trained"], state["ended"]
+
+
+def _log_likelihood(parts: list[dict[str, Tensor]], transitions: list[Tensor]) -> Tensor:
+    """Return that of every sample's label, each part by a T of its own."""
+    found = [
+        log_likelihood(part["logits"], part["noisy_labels"], transition)
+        for part, transition in zip(parts, transitions, strict=True)
+    ]
+    return torch.cat(found)
+
+
+def _standard_error(counts: Tensor) -> Tensor | None:
+    """Return that of T-hat over replicates; None where one of them lacks a class."""
+    try:
+        return standard_deviation(maximize(counts)).float()
+    except UserError as problem:  # T-hat itself is there
+        rank_zero_warn(f"T-hat goes without standard errors. In a replicate: {problem}")
+        return None
+
+
+def _gain(candidate: Candidate, identity: Candidate) -> tuple[float, float]:
+    """Return by how much a candidate foretells labels better than the identity, and its standard error."""
+    assert candidate.log_likelihood is not None
+    assert identity.log_likelihood is not None
+    return paired_gain(candidate.log_likelihood, identity.log_likelihood)
+
+
+def _evidence(candidate: Candidate, identity: Candidate, labels: Tensor) -> tuple[float, float, str]:
+    """Return gain and standard error against the better of two rivals, and its name.
+
+    Where labels say nothing of the classes, a T of even rows beats networks without T, which learn them by heart.
+    """
+    assert candidate.log_likelihood is not None
+    assert identity.log_likelihood is not None
+    shares = (labels.bincount().double() / len(labels)).log()[labels]
+    rivals = [(identity.log_likelihood, "no T"), (shares, "the labels' shares alone")]
+    log_likelihood, name = max(rivals, key=lambda rival: float(rival[0].mean()))
+    return *paired_gain(candidate.log_likelihood, log_likelihood), name
+
+
+def _best(candidates: list[Candidate]) -> int | None:
+    """Return the place of the best candidate, the identity apart; None where there is none.
+
+    Of those under which labels are about as likely as they can be it is the one whose rows are farthest apart: classes
+    whose rows are alike no network can tell apart.
+    """
+    found = {
+        place: candidate.log_likelihood
+        for place, candidate in enumerate(candidates)
+        if place and candidate.log_likelihood is not None
+    }
+    if not found:
+        return None
+    leader = max(found.values(), key=lambda log_likelihood: float(log_likelihood.mean()))
+
+    def is_close(log_likelihood: Tensor) -> bool:
+        gain, error = paired_gain(leader, log_likelihood)
+        return gain <= _SURE * error
+
+    close = [place for place, log_likelihood in found.items() if is_close(log_likelihood)]
+    return max(close, key=lambda place: smallest_distance(candidates[place].transition))
 
 
 def _require_every_class(counts: Tensor) -> None:
-    """Raise if a class is all but gone: two classes in the place of one foretell labels well, and are no T."""
+    """Raise if a class is all but gone: one class in the place of two foretells labels well, and is no T."""
     samples, labels = counts.sum(dim=1), counts.sum(dim=0)
     least = int((samples / labels.clamp_min(1)).argmin())
     if samples[least] < _LEAST_SHARE * labels[least]:
         raise BadValue(
-            f"by it class {least} has {float(samples[least]):.0f} samples, though {float(labels[least]):.0f} carry its"
-            " label, so that another class stands for two"
+            f"By it class {least} has {float(samples[least]):.0f} samples, though {float(labels[least]):.0f} carry its"
+            " label, so that another class stands for two."
         )
-
-
-def _gain(candidate: Candidate, candidates: list[Candidate]) -> tuple[float, float]:
-    """Return by how much a candidate foretells labels better than the identity, and its standard error."""
-    assert candidate.log_likelihood is not None
-    assert candidates[0].log_likelihood is not None
-    return paired_gain(candidate.log_likelihood, candidates[0].log_likelihood)
-
-
-def _best(candidates: list[Candidate]) -> int:
-    """Return the place of the best candidate but the identity, of those that went on to the last round.
-
-    Of those that foretell labels about as well as the best it is the one whose rows are farthest apart: where rows are
-    alike the network cannot tell their classes apart.
-    """
-    scores = [None if place == 0 else other.log_likelihood for place, other in enumerate(candidates)]
-    judged = [place for place, score in enumerate(scores) if score is not None]
-    if not judged:
-        return 1
-    leader = max(judged, key=lambda place: float(scores[place].mean()))  # type: ignore[union-attr]
-    ties = [leader]
-    for place in judged:
-        gain, error = paired_gain(scores[leader], scores[place])  # type: ignore[arg-type]
-        if place != leader and gain <= _SURE * error:
-            ties.append(place)
-    return max(ties, key=lambda place: smallest_distance(candidates[place].transition))

@@ -1,0 +1,308 @@
+"""Rounds in which networks trained with a T refine it, and the choice among what comes out."""
+
+import logging
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback, OnExceptionCheckpoint
+from torch.utils.data import TensorDataset
+from toy import (
+    CLASSES,
+    TRUE,
+    ForeignClassifier,
+    Indexed,
+    Networks,
+    classifier,
+    counted,
+    trainer,
+    uncorrected,
+    weights,
+)
+
+from noisylightning import (
+    AnchorEstimator,
+    ConsensusEstimator,
+    EstimateTransitionCallback,
+    ForwardCorrection,
+)
+from noisylightning.data import ArrayDataModule, TransitionNoise
+from noisylightning.errors import BadValue
+from noisylightning.functional.expectation_maximization import expected_counts, maximize
+from noisylightning.phases import refinement
+from noisylightning.transition import VolumeMinimization, from_flips, relative_l1_error
+
+
+class First(Callback):
+    """Keeps the weights that stage two begins from."""
+
+    def __init__(self, callback) -> None:
+        self.callback, self.weights = callback, None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.callback.stage == 2 and self.weights is None:
+            self.weights = weights(pl_module)
+
+
+def refined(folder, data=None, max_epochs=6, model=None, callbacks=(), **arguments):
+    seen = Networks()
+    callback = EstimateTransitionCallback(
+        **({"stage_one_epochs": 4, "estimator": counted, "predict": seen, "round_epochs": 2} | arguments)
+    )
+    model = model or classifier()
+    run = trainer(folder, [callback, seen, *callbacks], max_epochs=max_epochs)
+    torch.manual_seed(0)
+    run.fit(model, data or Indexed())
+    return callback, seen, run, model
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return refined(tmp_path_factory.mktemp("refined"))
+
+
+def test_the_parts_of_the_fit(finished):
+    callback, seen, run, _ = finished
+    expected = ["noisy labels"] * 4 + ["folds"] * 2 * 4 + ["refinement"] * 2 * 2 * (3 + 2) + ["correction"] * 2
+    assert seen.names() == expected
+    assert [stage for _, stage, _ in seen.epochs] == [1] * 32 + [2] * 2
+    assert callback.added_epochs == 28
+    assert run.current_epoch == run.max_epochs == 6 + 28
+
+
+def test_every_round_trains_the_identity_and_what_is_to_be_refined(finished):
+    _, seen, _, _ = finished
+    networks = seen.transitions[3:13]
+    for one, other in zip(networks[::2], networks[1::2], strict=True):
+        assert torch.equal(one, other)
+    first, joint, anchor, again, best = networks[::2]
+    assert torch.equal(first, torch.eye(CLASSES))
+    assert torch.equal(again, torch.eye(CLASSES))
+    assert len({tuple(T.flatten().tolist()) for T in (first, joint, anchor, best)}) == 4
+
+
+def test_no_network_is_trained_on_what_it_predicts(finished):
+    _, seen, _, _ = finished
+    for trained, predicted in zip(seen.trained[1:13], seen.predicted[1:13], strict=True):
+        assert not set(trained) & set(predicted)
+        assert set(trained) | set(predicted) == set(range(480))
+
+
+def test_what_is_refined_is_nearer_to_the_truth(finished):
+    callback, seen, _, model = finished
+    _, joint, anchor, _, once = (relative_l1_error(T, TRUE) for T in seen.transitions[3:13:2])
+    assert relative_l1_error(callback.transition, TRUE) < once < min(joint, anchor)
+    assert torch.equal(model.correction.transition, callback.transition)
+    assert callback.standard_error.shape == (CLASSES, CLASSES)
+    assert float(callback.standard_error.max()) < 0.1
+
+
+def test_stage_two_has_all_data_again(finished):
+    _, seen, run, _ = finished
+    assert run.train_dataloader.dataset is run.datamodule.train
+    assert sorted(seen.trained[-1]) == sorted(2 * list(range(480)))
+
+
+def test_stage_two_begins_from_the_first_weights(finished, tmp_path):
+    callback, _, _, model = finished
+    alone = classifier(correction=ForwardCorrection(callback.transition))
+    trainer(tmp_path, max_epochs=2).fit(alone, Indexed())
+    assert torch.equal(weights(model), weights(alone))
+
+
+def test_the_memory_lets_go_of_networks(finished):
+    memory = finished[0]._memory
+    assert (memory.candidates, memory.out_of_fold, memory.fold_weights) == ([], [], [])
+
+
+def test_stage_two_may_go_on_from_stage_ones_weights(tmp_path):
+    arguments = {"stage_one_epochs": 2, "estimate_from": "last", "reinit": "keep"}
+    callback = EstimateTransitionCallback(**arguments, estimator=counted, rounds=1, round_epochs=2)
+    first = First(callback)
+    trainer(tmp_path, [callback, first], max_epochs=3).fit(classifier(), Indexed())
+    alone = uncorrected()
+    trainer(tmp_path, max_epochs=2).fit(alone, Indexed())
+    assert torch.equal(first.weights, weights(alone))
+
+
+def test_parts_and_rounds_may_be_chosen(tmp_path):
+    _, seen, _, _ = refined(tmp_path, estimator=AnchorEstimator, folds=3, rounds=1, round_epochs=1)
+    assert seen.names() == ["noisy labels"] * 4 + ["folds"] * 3 * 2 + ["refinement"] * 3 * 2 + ["correction"] * 2
+
+
+def test_without_rounds_the_most_central_is_taken_as_it_is(tmp_path):
+    found = []
+
+    class Watched(AnchorEstimator):
+        def compute(self):
+            found.append(super().compute())
+            return found[-1]
+
+    class Half(Watched):
+        def compute(self):
+            return (super().compute() + 1 / CLASSES) / 2
+
+    callback, seen, _, _ = refined(
+        tmp_path, estimator=lambda classes: ConsensusEstimator(classes, starts=[Watched, Half]), rounds=0
+    )
+    assert set(seen.names()) == {"noisy labels", "correction"}
+    assert callback.added_epochs == 0
+    assert torch.equal(callback.transition, found[0])
+
+
+def test_a_module_without_a_correction_is_told_the_most_central_unrefined(tmp_path):
+    class Hooked(ForeignClassifier):
+        num_classes, told = CLASSES, None
+
+        def on_transition_estimated(self, transition):
+            self.told = transition
+
+    callback, seen, _, model = refined(tmp_path, model=Hooked(), monitor="val_acc", mode="max")
+    assert set(seen.names()) == {"noisy labels", "folds", "correction"}
+    assert seen.names().count("folds") == 2 * 4  # as long as stage one, since they only predict
+    assert torch.equal(model.told, callback.transition)
+
+
+class Random(Indexed):
+    """Labels that say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs, labels, index = self.train.tensors
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        self.train = TensorDataset(inputs, labels[order], index)
+
+
+def test_labels_that_say_nothing_leave_t_the_identity_and_stage_two_cross_entropy(tmp_path):
+    with pytest.warns(UserWarning, match=r"No T-hat foretells held-out labels better than none \(.*: log-likelihood"):
+        callback, _, _, model = refined(tmp_path, Random(), rounds=1, callbacks=())
+    assert torch.equal(callback.transition, torch.eye(CLASSES))
+    assert callback.standard_error is None
+    alone = uncorrected()
+    trainer(tmp_path, max_epochs=2).fit(alone, Random())
+    assert torch.equal(weights(model), weights(alone))
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_where_every_t_hat_fails_in_a_round_t_stays_the_identity(tmp_path, monkeypatch, caplog, failing):
+    caplog.set_level(logging.INFO)
+
+    def counts(*args):
+        if sum("Round" in line for line in caplog.messages) >= 2 * (failing - 1):
+            raise BadValue("It does not work.")
+        return expected_counts(*args)
+
+    monkeypatch.setattr(refinement, "expected_counts", counts)
+    with pytest.warns(UserWarning, match=r"better than none \(each was left out\), so T stays the identity"):
+        callback, seen, _, _ = refined(tmp_path)
+    assert torch.equal(callback.transition, torch.eye(CLASSES))
+    assert callback.stage == 2
+    assert seen.names()[-2:] == ["correction"] * 2
+    assert callback.added_epochs == 8 + (12 if failing == 1 else 20)
+    left_out = [line for line in caplog.messages if "is left out: It does not work." in line]
+    assert len(left_out) == (2 if failing == 1 else 1)
+
+
+def test_a_replicate_without_a_class_costs_the_standard_errors_alone(tmp_path, monkeypatch):
+    def maximized(counts):
+        if len(counts) == 100:
+            raise BadValue("The network holds no sample for one of class 2.")
+        return maximize(counts)
+
+    monkeypatch.setattr(refinement, "maximize", maximized)
+    with pytest.warns(UserWarning, match="goes without standard errors. In a replicate: The network holds no sample"):
+        callback, *_ = refined(tmp_path, estimator=AnchorEstimator, rounds=1)
+    assert callback.standard_error is None
+    assert relative_l1_error(callback.transition, TRUE) < 0.3
+
+
+def exchanging(trusted):
+    """Two classes that give most of their labels to each other."""
+    clean = torch.arange(960) % CLASSES
+    inputs = 4 * torch.eye(CLASSES, 5)[clean] + torch.randn(960, 5, generator=torch.Generator().manual_seed(0))
+    noise = TransitionNoise(from_flips(CLASSES, {0: 1, 1: 0}, 0.6))
+    return ArrayDataModule(inputs, clean, noise=noise, batch_size=60, with_index=True, trusted=trusted)
+
+
+class Exchanged(AnchorEstimator):
+    """The start whose diagonal is largest, under the wrong names."""
+
+    def compute(self):
+        return from_flips(CLASSES, {0: 1, 1: 0}, 0.4)
+
+
+def test_trusted_labels_name_classes_that_noisy_labels_exchange(tmp_path, monkeypatch):
+    """A warning would be an error here: none says that the two cannot be told apart."""
+    monkeypatch.setattr(refinement, "_SURE", -100.0)  # names are the matter here, not whether T is any good
+    data = exchanging(1)
+    callback, *_ = refined(tmp_path, data, estimator=Exchanged, rounds=1)
+    assert relative_l1_error(callback.transition, data.transition) < 0.25
+
+
+def test_without_them_a_warning_names_the_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(refinement, "_SURE", -100.0)
+    data = exchanging(None)
+    with pytest.warns(UserWarning, match="cannot tell apart 0 and 1"):
+        callback, *_ = refined(tmp_path, data, estimator=Exchanged, rounds=1)
+    assert relative_l1_error(callback.transition[[1, 0, 2]], data.transition) < 0.25
+
+
+def test_a_learnt_t_is_held_in_the_rounds_and_learns_on_from_what_they_find(tmp_path):
+    learnt = []
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            learnt.append(pl_module.correction.T.is_held)
+
+    correction = ForwardCorrection(VolumeMinimization(CLASSES))
+    model = classifier(correction=correction, transition_lr=0.01)
+    callback, seen, _, _ = refined(tmp_path, model=model, estimator=AnchorEstimator, rounds=1, callbacks=[Watch()])
+    assert learnt == [name != "correction" for name in seen.names()]
+    torch.testing.assert_close(correction.T.start, callback.transition)
+    assert 1e-4 < (correction.transition.detach() - callback.transition).abs().max() < 0.3
+
+
+def test_a_fast_dev_run_skips_the_rounds(tmp_path):
+    callback = EstimateTransitionCallback(estimator=counted)
+    trainer(tmp_path, [callback], fast_dev_run=4).fit(classifier(), Indexed())
+    assert callback.stage == 2
+    assert callback.added_epochs == 0
+
+
+def interrupted(folder, when, **options):
+    """A fit that is ended where ``when(network)`` says so, and saved as it then is."""
+
+    class Predict(Networks):
+        def __call__(self, module, batch):
+            if when(len(self.trained)):
+                raise KeyboardInterrupt
+            return super().__call__(module, batch)
+
+    seen, model = Predict(), classifier(dropout=0.3)
+    callback = EstimateTransitionCallback(2, estimator=counted, predict=seen)
+    save = OnExceptionCheckpoint(folder)
+    run = trainer(folder, [callback, seen, save], max_epochs=3, enable_checkpointing=True)
+    torch.manual_seed(0)
+    try:
+        run.fit(model, Indexed(), weights_only=True, **options)
+    except (KeyboardInterrupt, SystemExit):
+        return None
+    return callback.transition, weights(model)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("place", ["part", "round", "choice"])
+def test_an_interrupted_end_is_done_again(tmp_path, monkeypatch, place):
+    whole = interrupted(tmp_path, lambda network: False)
+    assert whole is not None
+    with monkeypatch.context() as patch:
+        if place == "choice":
+
+            def report(*args, **kwargs):
+                raise KeyboardInterrupt
+
+            patch.setattr(refinement, "report", report)
+        network = {"part": 3, "round": 9, "choice": 99}[place]
+        assert interrupted(tmp_path, lambda running: running == network) is None
+    transition, last = interrupted(tmp_path, lambda network: False, ckpt_path=tmp_path / "on_exception.ckpt")
+    assert torch.equal(transition, whole[0])
+    assert torch.equal(last, whole[1])
