@@ -10,7 +10,6 @@ from noisylightning.errors import BadValue, UserError
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
 
-# from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.confident_joint import ConfidentJointEstimator
 from noisylightning.functional.consensus import most_central
@@ -22,7 +21,7 @@ STARTS: tuple[EstimatorFactory, ...] = (ClusterabilityEstimator, ConfidentJointE
 
 
 class ConsensusEstimator(TransitionEstimator):
-    """Ask several estimators for T, and let networks judge what they say.
+    """T from several estimators, judged by networks.
 
     Within a fit each T-hat is put into the loss, networks that leave out a part of the data are trained with it, and
     what they say of that part refines it by expectation maximisation and tells how well it foretells the labels (see
@@ -39,7 +38,6 @@ class ConsensusEstimator(TransitionEstimator):
         **kwargs: Passed on to :class:`torchmetrics.Metric`.
 
     Attributes:
-        starts: The estimators.
         rounds: How often every T-hat is put into the loss and refined, where the fit says nothing else.
 
     Raises:
