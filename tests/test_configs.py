@@ -1,6 +1,6 @@
 """The fragments in configs/: any network, any noise and any method stack; a spanning set of the stacks is run.
 
-Of the 3,968 triples 589 are built: every network with every method, every network with every noise, and every
+Of the 3,844 triples 571 are built: every network with every method, every network with every noise, and every
 noise with every method. Pairs suffice, since noises, methods and bounds set no key in common, so that none can undo
 another: a triple's data module is that of its network and noise, its model and callbacks are those of its network and
 method. With NOISYLIGHTNING_EVERY_STACK=1 in the environment all of them are built.
@@ -34,14 +34,12 @@ from pytorch_lightning.cli import LightningCLI
 
 import noisylightning.corrections
 import noisylightning.losses
-from noisylightning import PartDependentEstimator
 from noisylightning.cli import NoisyLightningCLI, main
 from noisylightning.cli.parser import Parser
 from noisylightning.data import IMDBDataModule
 from noisylightning.transition import (
     LearntTransition,
     NoiseAdaptation,
-    PartDependentTransition,
     TotalVariation,
     TransitionRevision,
     VolumeMinimization,
@@ -279,10 +277,6 @@ def check_method(method: str, built) -> None:
         assert correction == ("ImportanceReweighting" if learnt is TransitionRevision else "ForwardCorrection")
         assert callbacks[2:] == []
         built.model.correction.require_transition()
-    elif method == "part_dependent":
-        assert isinstance(built.model.correction.T, PartDependentTransition)
-        assert callbacks[2:] == ["EstimateTransitionCallback"]
-        assert built.trainer.callbacks[2].estimator is PartDependentEstimator
     elif source in ("known", "estimated"):
         assert correction == {"importance_reweighting": "ImportanceReweighting"}.get(
             family, f"{family.title()}Correction"
@@ -309,7 +303,7 @@ def test_networks_methods_and_noises_are_built_together(network, method, parser,
         if data not in NOISY_BY_THEMSELVES:
             asked = None if noise is None else float(noise.rpartition("_")[2])
             assert (built.data.noise and built.data.noise.rate) == asked
-        assert built.data.with_index == (method in ("early_learning_regularization", "part_dependent"))
+        assert built.data.with_index == (method == "early_learning_regularization")
         assert (type(built.model.backbone).__name__ == "BatchNormHead") == (bounds is not None)
 
 
@@ -400,7 +394,6 @@ RUNS = [
     ("own_table/mlp", "noise/symmetric_0.2", "methods/forward_known"),
     ("digits/mlp", "noise/symmetric_0.5", "methods/volume_minimization"),
     ("digits/mlp", "noise/symmetric_0.2", "methods/forward_estimated", "estimators/unrefined"),
-    ("digits/mlp", "noise/instance_dependent_0.2", "methods/part_dependent"),
 ]
 
 
@@ -410,7 +403,7 @@ def test_a_spanning_set_is_run_for_two_epochs(fragments, data_folder, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(IMDBDataModule, "reviews_per_class", 8)
     data = fragments[0].split("/")[0]
-    estimated = fragments[-1].startswith("estimators/") or fragments[-1].endswith(("estimated", "part_dependent"))
+    estimated = fragments[-1].endswith("estimated") or fragments[-1].startswith("estimators/")
     arguments = [
         *stack(*fragments),
         *where(fragments[0], data_folder),

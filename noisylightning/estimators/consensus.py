@@ -9,7 +9,6 @@ from torch import Tensor
 from noisylightning.errors import BadValue, UserError
 from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
-
 from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.confident_joint import ConfidentJointEstimator
 from noisylightning.functional.consensus import most_central
