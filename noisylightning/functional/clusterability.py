@@ -15,7 +15,7 @@ from noisylightning.functional.probabilities import check_every_class, check_noi
 _BLOCK = 2**20  # entries of a table of samples and classes at a time
 _SHARES = (1.0, 0.5, 0.25, 0.125)
 _STARTS = 3
-_MISMATCH_STEPS = 200
+_MISMATCH_STEPS = 50
 
 
 @dataclass(frozen=True)
