@@ -398,6 +398,7 @@ RUNS = [
 
 
 @pytest.mark.filterwarnings("ignore:T-hat contradicts the evidence")  # after two epochs it may
+@pytest.mark.filterwarnings("ignore:No T-hat foretells held-out labels")
 @pytest.mark.parametrize("fragments", RUNS, ids="+".join)
 def test_a_spanning_set_is_run_for_two_epochs(fragments, data_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
