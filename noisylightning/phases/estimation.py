@@ -117,13 +117,30 @@ class EstimationPhase(Phase):
         found = self._ask(fit)
         if self.plan.refines(fit):
             identity = Candidate("identity", torch.eye(fit.num_classes))
-            memory.candidates = [identity, *(replace(candidate, details={}) for candidate, _ in found)]
+            memory.candidates = [identity, *self._usable(fit, [candidate for candidate, _ in found])]
             return
         taken, counts = found[most_central([candidate.transition for candidate, _ in found])]
         memory.transition, memory.standard_error, memory.details = taken.transition, taken.standard_error, taken.details
         memory.out_of_fold = memory.fold_weights = []
         source = f"{taken.name}, {chosen.origin}, {int(counts.sum()):,} examples"
         report(fit, source, counts, doubt(taken.transition, counts, chosen.accuracy))
+
+    @staticmethod
+    def _usable(fit: Fit, found: list[Candidate]) -> list[Candidate]:
+        """Return those that the correction takes, which may refuse a T that is hardly invertible; at least one."""
+        assert fit.memory.correction is not None
+        usable, failure = [], None
+        for candidate in found:
+            try:
+                fit.memory.correction.set_transition(candidate.transition, learn=False)
+            except UserError as error:
+                failure = failure or error
+                rank_zero_info(f"{candidate.name} is left out: {error}")
+            else:
+                usable.append(replace(candidate, details={}))
+        if failure is not None and not usable:
+            raise failure
+        return usable
 
     def _ask(self, fit: Fit) -> list[tuple[Candidate, Tensor]]:
         """Return what each estimator finds, with the numbers of labels; at least one."""

@@ -97,7 +97,8 @@ class RefinementPhase(FoldsPhase):
 
     def repeats(self, fit: Fit) -> bool:
         """Tell whether another network is to be trained."""
-        more = self._begun < len(self._queue) * self.folds or self._round < self.plan.num_rounds
+        another = any(candidate.log_likelihood is not None for candidate in fit.memory.candidates[1:])
+        more = self._begun < len(self._queue) * self.folds or (another and self._round < self.plan.num_rounds)
         return more and not self.is_skipped(fit)
 
     def _judge(self, fit: Fit) -> None:
@@ -113,6 +114,8 @@ class RefinementPhase(FoldsPhase):
             return
         try:
             self._refine(memory.out_of_fold, candidate)
+            assert memory.correction is not None
+            memory.correction.set_transition(candidate.transition, learn=False)  # which it may refuse
         except UserError as error:
             candidate.log_likelihood, candidate.weights = None, []
             rank_zero_info(f"Round {self._round}, {candidate.name} is left out: {error}")
