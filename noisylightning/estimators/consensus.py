@@ -43,6 +43,7 @@ class ConsensusEstimator(TransitionEstimator):
         ValueError: If there is no estimator; from ``compute``, if all of them fail.
 
     Example:
+        >>> import torch
         >>> clean = torch.arange(300) % 3
         >>> T = torch.tensor([[0.8, 0.2, 0.0], [0.0, 0.8, 0.2], [0.2, 0.0, 0.8]])
         >>> noisy = torch.multinomial(T[clean], 1, generator=torch.Generator().manual_seed(0)).flatten()
