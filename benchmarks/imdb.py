@@ -31,6 +31,7 @@ from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from noisylightning import (
+    AnchorEstimator,
     EstimateTransitionCallback,
     ForwardCorrection,
     KnownTransitionCallback,
@@ -64,7 +65,7 @@ def train(
     estimated = method == "forward, T-hat"
     callbacks: list[Callback] = [ModelCheckpoint(monitor="val_loss", mode="min")]
     if estimated:
-        callbacks.append(EstimateTransitionCallback(arguments.epochs, monitor="val_loss", mode="min"))
+        callbacks.append(EstimateTransitionCallback(arguments.epochs, estimator=AnchorEstimator))
     if method == "forward, true T":
         callbacks.append(KnownTransitionCallback())
     trainer = Trainer(

@@ -24,7 +24,13 @@ from common import environment, write_json, write_table
 from pytorch_lightning import Trainer, seed_everything
 from torch import Tensor
 
-from noisylightning import EstimateTransitionCallback, ForwardCorrection, ImportanceReweighting, NoisyLabelClassifier
+from noisylightning import (
+    AnchorEstimator,
+    EstimateTransitionCallback,
+    ForwardCorrection,
+    ImportanceReweighting,
+    NoisyLabelClassifier,
+)
 from noisylightning.corrections import Correction
 from noisylightning.data import AsymmetricNoise, LabelNoise, MNISTDataModule, PairFlipNoise, SymmetricNoise
 from noisylightning.models import MLP
@@ -89,7 +95,7 @@ def trainer(folder: str, epochs: int, *callbacks: Any) -> Trainer:
 
 def estimate(data: MNISTDataModule, epochs: int) -> dict[str, Any]:
     """Both stages with the anchor estimate, which stays as it is."""
-    model, callback = classifier(ForwardCorrection()), EstimateTransitionCallback(epochs)
+    model, callback = classifier(ForwardCorrection()), EstimateTransitionCallback(epochs, estimator=AnchorEstimator)
     with tempfile.TemporaryDirectory() as folder:
         fit = trainer(folder, 2 * epochs, callback)
         fit.fit(model, data)

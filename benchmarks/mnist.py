@@ -21,6 +21,7 @@ from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from noisylightning import (
+    AnchorEstimator,
     EstimateTransitionCallback,
     ForwardCorrection,
     KnownTransitionCallback,
@@ -43,7 +44,7 @@ def run(method: str, noise: str, seed: int, rate: float, arguments: argparse.Nam
     estimated = method == "forward, T-hat"
     callbacks: list[Callback] = []
     if estimated:
-        callbacks.append(EstimateTransitionCallback(arguments.epochs))
+        callbacks.append(EstimateTransitionCallback(arguments.epochs, estimator=AnchorEstimator))
     if method == "forward, true T":
         callbacks.append(KnownTransitionCallback())
     model = NoisyLabelClassifier(

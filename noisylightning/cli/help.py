@@ -153,7 +153,8 @@ def _listing(kind: Kind, option: str) -> str:
     known = classes_of(kind)
     if len(known) == 1:
         return _describe(next(iter(known.values())), option)
-    rows = [(name, _first_sentence(thing)) for name, thing in known.items()]
+    # Without the source, for which there is no room.
+    rows = [(name, re.sub(r"\s*\([^()]*\)\.?$", "", _first_sentence(thing))) for name, thing in known.items()]
     width = max(map(len, known)) + 2
     lines = [f"  {name:<{width}}{shorten(text, _columns() - width - 2, placeholder=' ...')}" for name, text in rows]
     return (
@@ -195,6 +196,8 @@ def _explain(action: Action, owner: type) -> str:
 def _plain_value(value: Any) -> str:
     if isinstance(value, dict) and "class_path" in value:
         return str(value["class_path"]).rpartition(".")[2]
+    if isinstance(value, tuple) and all(isinstance(each, type) for each in value):
+        return ", ".join(each.__name__ for each in value)
     return "none" if value is None else str(value)
 
 

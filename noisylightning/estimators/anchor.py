@@ -39,7 +39,7 @@ def _merge_surest(gathered: Tensor) -> Tensor:
 
 
 class AnchorEstimator(TransitionEstimator):
-    """Estimate T from the examples that the network is surest of, class by class (Patrini et al., CVPR 2017).
+    """T from the network's surest sample of each class (Patrini et al., CVPR 2017).
 
     It is :func:`~noisylightning.functional.anchor.anchor_transition`, fed batch by batch.
 

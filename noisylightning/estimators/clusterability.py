@@ -13,7 +13,7 @@ _LARGEST_MISMATCH = 0.1
 
 
 class ClusterabilityEstimator(FeatureEstimator):
-    """Estimate T from samples whose nearest neighbours share their class (Zhu et al., ICML 2021).
+    """T from samples whose neighbours share their class (Zhu et al., ICML 2021).
 
     It is :func:`~noisylightning.functional.clusterability.clusterability`, on the samples in the order of their index.
     It needs no network: the command runs it on the data's own inputs, ``estimate --data ...``. What it finds about

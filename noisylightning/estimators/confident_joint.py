@@ -25,7 +25,7 @@ _MERGE_AT = 2**16  # counted pairs that have come in since they were last merged
 
 
 class ConfidentJointEstimator(TransitionEstimator):
-    """Estimate T by counting the samples that are confidently of a class (Northcutt et al., JAIR 2021).
+    """T by counting samples that are confidently of a class (Northcutt et al., JAIR 2021).
 
     It is :func:`~noisylightning.functional.confident_joint.confident_joint_transition`, fed batch by batch. Only
     samples that the network was trained without (``held_out``) count: it knows the labels of the others by heart.

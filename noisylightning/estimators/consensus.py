@@ -20,7 +20,7 @@ STARTS: tuple[EstimatorFactory, ...] = (ClusterabilityEstimator, ConfidentJointE
 
 
 class ConsensusEstimator(TransitionEstimator):
-    """Ask several estimators for T, and let networks judge what they say.
+    """T from several estimators, judged by networks.
 
     Within a fit each T-hat is put into the loss, networks that leave out a part of the data are trained with it, and
     what they say of that part refines it by expectation maximisation and tells how well it foretells the labels (see
@@ -37,7 +37,6 @@ class ConsensusEstimator(TransitionEstimator):
         **kwargs: Passed on to :class:`torchmetrics.Metric`.
 
     Attributes:
-        starts: The estimators.
         rounds: How often every T-hat is put into the loss and refined, where the fit says nothing else.
 
     Raises:

@@ -11,7 +11,7 @@ from noisylightning.functional.selective import Method, Selected, selective_clas
 
 
 class CostSensitiveEstimator(FeatureEstimator):
-    """Estimate T from samples that a classifier of one noisy label against the rest is surest of.
+    """T from samples that classifiers are surest of.
 
     It is :func:`~noisylightning.functional.selective.selective_classification`, on the samples in the order of their
     index. ``found`` holds the accepted samples and, of the method "prefix", finite-sample bounds.

@@ -14,7 +14,7 @@ from noisylightning.predictions.record import Predictions
 
 
 class CrowdEstimator(TransitionEstimator):
-    """Estimate T, each annotator's T and soft labels from answers alone (Dawid and Skene 1979).
+    """T and soft labels from the answers of annotators (Dawid and Skene 1979).
 
     It is :func:`~noisylightning.functional.dawid_skene` on the ``noisy_labels``, ``(N, annotators)``, of
     :class:`~noisylightning.predictions.Predictions`; what a network predicts is not read.

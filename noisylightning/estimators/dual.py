@@ -13,7 +13,7 @@ from noisylightning.predictions.record import Predictions
 
 
 class DualTEstimator(AnchorEstimator):
-    """Estimate T as the anchor estimate times counts of (predicted label, noisy label) (Yao et al., NeurIPS 2020).
+    """T as the anchor estimate times counts of the labels (Yao et al., NeurIPS 2020).
 
     It is :func:`~noisylightning.functional.dual.dual_transition`, fed batch by batch. Memory and standard errors are as
     for :class:`AnchorEstimator`.

@@ -13,9 +13,9 @@ from noisylightning.predictions.record import Predictions
 
 
 class PartDependentEstimator(TransitionEstimator):
-    """Find parts of the features, the T of each part, and of each sample how much of each part it has (PTD).
+    """T of each sample, by the parts it is made of (PTD, Xia et al., NeurIPS 2020).
 
-    Xia et al. (NeurIPS 2020); it is :func:`~noisylightning.functional.part_dependent.part_codes` and
+    It is :func:`~noisylightning.functional.part_dependent.part_codes` and
     :func:`~noisylightning.functional.part_dependent.part_transitions`, fed batch by batch. ``compute`` gives the mean
     of T(x), :meth:`details` what a :class:`~noisylightning.transition.PartDependentTransition` takes.
 

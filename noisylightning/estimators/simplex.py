@@ -15,7 +15,7 @@ from noisylightning.predictions.record import Predictions
 
 
 class SimplexEstimator(TransitionEstimator):
-    """Estimate T from the corners of the simplex that noisy posteriors fill (Gillis and Vavasis, TPAMI 2014).
+    """T from the corners of the posteriors' simplex (Gillis and Vavasis, TPAMI 2014).
 
     It is :func:`~noisylightning.functional.simplex.simplex_transition`, on the samples in the order of their index. It
     keeps every prediction, ``O(N C)`` memory.

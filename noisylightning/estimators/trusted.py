@@ -13,7 +13,7 @@ from noisylightning.predictions.record import Predictions
 
 
 class TrustedDataEstimator(TransitionEstimator):
-    """Estimate T from samples whose clean labels are known (GLC, Hendrycks et al., NeurIPS 2018).
+    """T from samples whose clean labels are known (GLC, Hendrycks et al., NeurIPS 2018).
 
     It is :func:`~noisylightning.functional.trusted_transition`, fed batch by batch: row i is the mean of p(noisy | x)
     over the trusted samples of class i, to which their own noisy labels are added where they are known. Samples without

@@ -35,6 +35,15 @@ def predict_first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return module(batch[0]), batch[1]
 
 
+_AT_RANDOM = 0.02  # of the labels
+
+
+def _without_zeros(transition: Tensor) -> Tensor:
+    if transition.layout != torch.strided:
+        return transition
+    return (1 - _AT_RANDOM) * transition + _AT_RANDOM / len(transition)
+
+
 class EstimationPhase(Phase):
     """Estimate T from the weights that the phase before has chosen, and leave T-hat for the next.
 
@@ -119,13 +128,34 @@ class EstimationPhase(Phase):
         found = self._ask(fit)
         if self.plan.refines(fit):
             identity = Candidate("identity", torch.eye(fit.num_classes))
-            memory.candidates = [identity, *(replace(candidate, details={}) for candidate, _ in found)]
+            memory.candidates = [identity, *self._usable(fit, [candidate for candidate, _ in found])]
             return
         taken, counts = found[most_central([candidate.transition for candidate, _ in found])]
         memory.transition, memory.standard_error, memory.details = taken.transition, taken.standard_error, taken.details
         memory.out_of_fold, memory.fold_weights = [], []
         source = f"{taken.name}, {chosen.origin}, {int(counts.sum()):,} examples"
         report(fit, source, counts, doubt(taken.transition, counts, chosen.accuracy))
+
+    @staticmethod
+    def _usable(fit: Fit, found: list[Candidate]) -> list[Candidate]:
+        """Return those that the correction takes, which may refuse a T that is hardly invertible; at least one.
+
+        Expectation maximisation never leaves a zero, so a little of T is mixed with labels drawn at random.
+        """
+        assert fit.memory.correction is not None
+        found = [replace(candidate, transition=_without_zeros(candidate.transition)) for candidate in found]
+        usable, failure = [], None
+        for candidate in found:
+            try:
+                fit.memory.correction.set_transition(candidate.transition, learn=False)
+            except UserError as error:
+                failure = failure or error
+                rank_zero_info(f"{candidate.name} is left out: {error}")
+            else:
+                usable.append(replace(candidate, details={}))
+        if failure is not None and not usable:
+            raise failure
+        return usable
 
     def _ask(self, fit: Fit) -> list[tuple[Candidate, Tensor]]:
         """Return what each estimator finds, with the numbers of labels; at least one."""

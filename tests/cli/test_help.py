@@ -2,6 +2,7 @@
 
 import pytest
 
+import noisylightning as nl
 from noisylightning.cli import main
 from noisylightning.cli.commands import CommandTrainer, NoisyLightningCLI
 from noisylightning.cli.help import COMMANDS, command_help
@@ -65,6 +66,19 @@ def test_a_class_is_explained_on_one_screen(arguments, parts, asked):
     assert len(said.splitlines()) <= 48
     assert ":meth:" not in said
     assert "``" not in said
+
+
+@pytest.mark.parametrize("arguments", [("estimate", "--estimator.help"), ("fit", "--trainer.callbacks.estimator.help")])
+def test_each_estimator_has_a_line_that_is_whole(arguments, asked):
+    lines = asked(*arguments).splitlines()
+    listed = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    assert set(listed) == {name for name in nl.__all__ if name.endswith("Estimator")} - {"TransitionEstimator"}
+    assert not any("..." in line for line in listed.values())
+
+
+def test_estimators_that_are_asked_by_default_go_by_their_names(asked):
+    said = " ".join(asked("estimate", "--estimator.help", "ConsensusEstimator").split())
+    assert "Default: ClusterabilityEstimator, ConfidentJointEstimator, AnchorEstimator." in said
 
 
 def test_what_the_library_fills_in_is_no_option(asked):
