@@ -290,7 +290,7 @@ def interrupted(folder, when, **options):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("place", ["part", "round", "choice"])
+@pytest.mark.parametrize("place", ["part", "candidate", "round", "choice"])
 def test_an_interrupted_end_is_done_again(tmp_path, monkeypatch, place):
     whole = interrupted(tmp_path, lambda network: False)
     assert whole is not None
@@ -301,7 +301,7 @@ def test_an_interrupted_end_is_done_again(tmp_path, monkeypatch, place):
                 raise KeyboardInterrupt
 
             patch.setattr(refinement, "report", report)
-        network = {"part": 3, "round": 9, "choice": 99}[place]
+        network = {"part": 2, "candidate": 5, "round": 9, "choice": 99}[place]
         assert interrupted(tmp_path, lambda running: running == network) is None
     transition, last = interrupted(tmp_path, lambda network: False, ckpt_path=tmp_path / "on_exception.ckpt")
     assert torch.equal(transition, whole[0])
