@@ -4,7 +4,8 @@
 
 784-128-128-10 with dropout 0.2 and Adagrad at 0.01 (the rate that ``mnist.py`` finds for cross-entropy), batches of
 128, 10 % for validation, ``--epochs`` a stage. For each noise and seed, cross-entropy is trained once, and its weights
-of the least noisy validation loss speak for the estimators that look at one network; the default, ``ConsensusEstimator``,
+of the least noisy validation loss speak for the estimators that look at one network; the default, which is
+``ConsensusEstimator``,
 runs as it is in a fit of its own, whose parts are the two folds of the confident joint. Forward correction is then
 trained with each T-hat, and with the true T, from the same first weights. "limit" is the error of the T that is counted
 with all clean labels of the same draw. The clean test set is looked at once for each set of last weights, and once for
