@@ -236,8 +236,15 @@ def first_state(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def restart(trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
-    """Begin training anew inside a running fit, from the weights as they are."""
+def restart(trainer: Trainer, module: LightningModule, state: dict[str, Any], replaces: bool = False) -> None:
+    """Begin training anew inside a running fit, from the weights as they are.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The module that it trains.
+        state: What :func:`first_state` gave.
+        replaces: Whether the best weights so far are of no more use, so that the next best ones replace their files.
+    """
     module.zero_grad(set_to_none=True)
     _renew_optimizers(trainer, module, state)
     trainer.precision_plugin.load_state_dict(state["precision"])
@@ -250,8 +257,18 @@ def restart(trainer: Trainer, module: LightningModule, state: dict[str, Any]) ->
         for kept in ("last_model_path", "dirpath"):  # the same files are written on, in the folder of this run
             if kept in first:
                 first[kept] = getattr(peer, kept)
+        useless = dict(getattr(peer, "best_k_models", {})) if replaces else {}
         if first:
             peer.load_state_dict(first)
+        if useless:
+            _let_replace(peer, list(useless))
+
+
+def _let_replace(checkpoints: Any, paths: list[str]) -> None:
+    """Let a ModelCheckpoint take the files for its worst, which go when better ones are there."""
+    worst = torch.tensor(math.inf if checkpoints.mode == "min" else -math.inf)
+    checkpoints.best_k_models = dict.fromkeys(paths, worst)
+    checkpoints.kth_best_model_path, checkpoints.kth_value = paths[0], worst
 
 
 # Optimizers. A module may hold one and return it at each call of configure_optimizers: its first state is put back.

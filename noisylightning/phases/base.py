@@ -169,6 +169,11 @@ class Fit:
         """The epochs by which phases have lengthened the fit; ``begins_at`` does not count them."""
         return sum(getattr(peer, "added_epochs", 0) for peer in internals.callbacks(self.trainer))
 
+    @property
+    def has_discarded(self) -> bool:
+        """Whether the networks that were trained last are of no use to the user."""
+        return self.memory.added[0] > 0
+
     def rest(self) -> tuple[int, int]:
         """Return the epochs and optimizer steps that a phase that begins now has before it; -1 is no limit."""
         return internals.rest_of_the_fit(self.trainer, self.end, self.within_epoch)

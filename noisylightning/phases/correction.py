@@ -67,7 +67,7 @@ class CorrectionPhase(Phase):
             module.load_state_dict(fit.trainer.strategy.broadcast(internals.snapshot(module)))
         if memory.correction is not None:
             memory.correction.set_transition(memory.transition, memory.details)
-        internals.restart(fit.trainer, module, memory.start)
+        internals.restart(fit.trainer, module, memory.start, replaces=fit.has_discarded)
         self.take_up(fit)
         memory.initial = memory.chosen = None
         memory.details = {}

@@ -166,7 +166,7 @@ class FoldsPhase(Phase):
     def _restart(self, fit: Fit) -> None:
         assert fit.memory.start is not None
         internals.train_on(fit.trainer, self._loader(fit))
-        internals.restart(fit.trainer, fit.module, fit.memory.start)
+        internals.restart(fit.trainer, fit.module, fit.memory.start, replaces=fit.has_discarded)
 
     def take_up(self, fit: Fit) -> None:
         """Take the parts that the running network trains on up again."""

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import Callback, OnExceptionCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from torch.utils.data import TensorDataset
 from toy import (
     CLASSES,
@@ -306,3 +306,17 @@ def test_an_interrupted_end_is_done_again(tmp_path, monkeypatch, place):
     transition, last = interrupted(tmp_path, lambda network: False, ckpt_path=tmp_path / "on_exception.ckpt")
     assert torch.equal(transition, whole[0])
     assert torch.equal(last, whole[1])
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_best_weights_of_networks_that_are_done_with_are_not_left(tmp_path, top):
+    best = ModelCheckpoint(tmp_path / "best", monitor="val_loss", save_top_k=top, filename="{epoch}")
+    callback = EstimateTransitionCallback(stage_one_epochs=3, estimator=counted, round_epochs=1)
+    run = trainer(tmp_path, [callback, best], max_epochs=6, enable_checkpointing=True)
+    torch.manual_seed(0)
+    run.fit(classifier(), Indexed())
+    left = sorted(int(path.stem.removeprefix("epoch=")) for path in (tmp_path / "best").iterdir())
+    of_stage_one = [epoch for epoch in left if epoch < 3]
+    of_stage_two = [epoch for epoch in left if epoch >= run.max_epochs - 3]
+    assert len(of_stage_one) == len(of_stage_two) == top
+    assert left == of_stage_one + of_stage_two
