@@ -61,7 +61,7 @@ def publish_transition(
         path.write_text(_table(values, class_names), encoding="utf-8")
     figure = compare_transitions(transition, true, standard_error=standard_error, class_names=class_names)
     with written_whole(folder / "transition.png") as path:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image("transition", [str(folder / "transition.png")], step=step)

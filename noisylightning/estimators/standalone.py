@@ -298,7 +298,7 @@ def _save(
         with written_whole(output) as path:
             np.save(path, transition.numpy(), allow_pickle=False)
         with written_whole(output.with_suffix(".png")) as path:
-            compare_transitions(transition, standard_error=standard_error).savefig(path, dpi=150)
+            compare_transitions(transition, standard_error=standard_error).savefig(path, dpi=150, bbox_inches="tight")
     if standard_error is not None:
         with written_whole(output.with_name(f"{output.stem}_standard_error.npy")) as path:
             np.save(path, standard_error.cpu().numpy(), allow_pickle=False)
