@@ -11,11 +11,17 @@ from noisylightning.estimators.anchor import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory, TransitionEstimator, check_needs
 from noisylightning.estimators.clusterability import ClusterabilityEstimator
 from noisylightning.estimators.confident_joint import ConfidentJointEstimator
+from noisylightning.estimators.simplex import SimplexEstimator
 from noisylightning.functional.consensus import most_central
 from noisylightning.functional.names import name_rows
 from noisylightning.predictions.record import Predictions
 
-STARTS: tuple[EstimatorFactory, ...] = (ClusterabilityEstimator, ConfidentJointEstimator, AnchorEstimator)
+STARTS: tuple[EstimatorFactory, ...] = (
+    ClusterabilityEstimator,
+    ConfidentJointEstimator,
+    SimplexEstimator,
+    AnchorEstimator,
+)
 """What speaks where nothing else is said: they fail for different reasons."""
 
 
@@ -32,8 +38,8 @@ class ConsensusEstimator(TransitionEstimator):
 
     Args:
         num_classes: Number of classes C.
-        starts: Makes each estimator from the number of classes; by default clusterability, the confident joint and
-            anchors. One that lacks what it needs, or fails, is left out, and a line says so.
+        starts: Makes each estimator from the number of classes; by default clusterability, the confident joint,
+            the simplex's corners and anchors. One that lacks what it needs, or fails, is left out, and a line says so.
         **kwargs: Passed on to :class:`torchmetrics.Metric`.
 
     Attributes:

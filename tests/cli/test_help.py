@@ -78,7 +78,7 @@ def test_each_estimator_has_a_line_that_is_whole(arguments, asked):
 
 def test_estimators_that_are_asked_by_default_go_by_their_names(asked):
     said = " ".join(asked("estimate", "--estimator.help", "ConsensusEstimator").split())
-    assert "Default: ClusterabilityEstimator, ConfidentJointEstimator, AnchorEstimator." in said
+    assert "Default: ClusterabilityEstimator, ConfidentJointEstimator, SimplexEstimator," in said
 
 
 def test_what_the_library_fills_in_is_no_option(asked):
