@@ -162,33 +162,34 @@ class EstimationPhase(Phase):
         estimators = self._estimators(fit)
         found, failure = [], None
         for estimator in estimators:
-            name = type(estimator).__name__
             try:
-                found.append((Candidate(name, *self._estimate(fit, estimator)), self._counts(fit, estimator)))
+                found.append(self._estimate(fit, estimator))
             except UserError as error:
                 failure = failure or error
                 if len(estimators) > 1:
-                    rank_zero_info(f"{name} is left out: {error}")
+                    rank_zero_info(f"{type(estimator).__name__} is left out: {error}")
         if failure is not None and not found:
             raise failure
         return found
 
-    def _estimate(
-        self, fit: Fit, estimator: TransitionEstimator
-    ) -> tuple[Tensor, list[Any], None, Tensor | None, dict[str, Tensor]]:
-        record = None
+    def _estimate(self, fit: Fit, estimator: TransitionEstimator) -> tuple[Candidate, Tensor]:
+        share = fit.trainer.strategy.broadcast
         if fit.memory.out_of_fold and "features" not in estimator.needs:  # features of different networks do not mix
-            record = whole(fit.memory.out_of_fold)
-        if record is not None:
-            transition = within_fit.estimate_from(fit.trainer, record, estimator)
+            transition = within_fit.estimate_from(fit.trainer, whole(fit.memory.out_of_fold), estimator)
+            counts: Tensor = estimator.class_counts
         else:
             loader = within_fit.estimation_loader(fit.trainer, fit.module)
             transition = within_fit.estimate(
                 fit.trainer, fit.module, loader, estimator, self.predict, self.feature_layer
             )
-        share = fit.trainer.strategy.broadcast
-        details = share({name: value.cpu() for name, value in estimator.details().items()})
-        return transition, [], None, share(self._standard_error(estimator)), details
+            counts = fit.trainer.strategy.reduce(estimator.class_counts.clone(), reduce_op="sum")
+        candidate = Candidate(
+            type(estimator).__name__,
+            transition,
+            standard_error=share(self._standard_error(estimator)),
+            details=share({name: value.cpu() for name, value in estimator.details().items()}),
+        )
+        return candidate, counts.cpu()
 
     @staticmethod
     def _standard_error(estimator: TransitionEstimator) -> Tensor | None:
@@ -198,12 +199,6 @@ class EstimationPhase(Phase):
             rank_zero_warn(f"T-hat goes without standard errors. {problem}")
             return None
         return None if error is None else error.cpu()
-
-    def _counts(self, fit: Fit, estimator: TransitionEstimator) -> Tensor:
-        if fit.memory.out_of_fold and "features" not in estimator.needs:
-            return estimator.class_counts.cpu()
-        counts: Tensor = fit.trainer.strategy.reduce(estimator.class_counts.clone(), reduce_op="sum").cpu()
-        return counts
 
     @property
     def config(self) -> dict[str, Any]:
