@@ -1,6 +1,15 @@
 """Pure tensor mathematics: corrected and base losses, and what a posterior and T say, as functions."""
 
 from noisylightning.functional.anchor import anchor_transition
+from noisylightning.functional.audit import (
+    ExpectedErrors,
+    LabelAudit,
+    audit_labels,
+    clean_log_probs,
+    error_sums,
+    expected_errors,
+    label_posterior,
+)
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.bootstrap import expected_l1_error
 from noisylightning.functional.checks import validate_target
@@ -43,10 +52,14 @@ from noisylightning.transition import invert_transition
 
 __all__ = [
     "DawidSkene",
+    "ExpectedErrors",
+    "LabelAudit",
     "anchor_transition",
+    "audit_labels",
     "backward_cross_entropy",
     "bi_tempered_loss",
     "clean_log_posterior",
+    "clean_log_probs",
     "clean_priors",
     "confident_joint_transition",
     "dawid_skene",
@@ -54,7 +67,9 @@ __all__ = [
     "dual_transition",
     "early_learning_regularization",
     "exchangeable",
+    "error_sums",
     "expectation",
+    "expected_errors",
     "expected_l1_error",
     "focal_loss",
     "forward_cross_entropy",
@@ -64,6 +79,7 @@ __all__ = [
     "inverse_rows",
     "invert_transition",
     "label_loss",
+    "label_posterior",
     "label_smoothing",
     "log_softmax",
     "log_tempered_softmax",
