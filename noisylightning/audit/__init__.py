@@ -1,5 +1,19 @@
 """Which training labels are wrong: a table with one row a sample, its files, and its page."""
 
+from noisylightning.audit.files import write_audit, write_marks, write_table
+from noisylightning.audit.of_predictions import audit_predictions
+from noisylightning.audit.report import print_audit
 from noisylightning.audit.table import AuditTable
+from noisylightning.audit.tally import Audit
+from noisylightning.audit.with_trainer import audit_with_trainer
 
-__all__ = ["AuditTable"]
+__all__ = [
+    "Audit",
+    "AuditTable",
+    "audit_predictions",
+    "audit_with_trainer",
+    "print_audit",
+    "write_audit",
+    "write_marks",
+    "write_table",
+]

@@ -1,11 +1,11 @@
-"""What the commands do: LightningCLI with a command ``estimate``, links from the data, and a closing table."""
+"""What the commands do: LightningCLI with more commands, links from the data, and a closing table."""
 
 import re
 import sys
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -14,6 +14,8 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torch import Tensor
 
+from noisylightning.audit import Audit
+from noisylightning.cli.audit import audit_checkpoint, audit_file, publish_audit
 from noisylightning.cli.classes import import_class
 from noisylightning.cli.help import COMMANDS, class_help
 from noisylightning.cli.parser import Parser
@@ -57,6 +59,36 @@ class CommandTrainer(Trainer):
             )
         safely = weights_only is not False
         return estimate_with_trainer(self, model, datamodule, ckpt_path, output, estimator, safely, feature_layer)
+
+    def audit(
+        self,
+        model: LightningModule | None = None,
+        datamodule: Any = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        predictions: Path | None = None,
+        transition: Path | None = None,
+        standard_error: Path | None = None,
+        probs_of: Literal["clean", "noisy"] = "noisy",
+        folds: int | None = None,
+        level: float = 0.95,
+        output: Path = Path("audit"),
+    ) -> Audit:
+        """Say which labels are wrong and how many, by a checkpoint or by a file of predictions and T."""
+        if predictions is not None:
+            found = audit_file(predictions, transition, standard_error, probs_of, level)
+        elif model is None or datamodule is None or ckpt_path is None:
+            raise BadValue(
+                "audit needs --model and --data, most simply by --config FILE.yaml, and --ckpt_path; or --predictions"
+                " FILE and --transition FILE."
+            )
+        elif transition is not None:
+            raise BadValue("--transition goes with --predictions: a checkpoint has the T that it was trained with.")
+        else:
+            safely = weights_only is not False
+            found = audit_checkpoint(self, model, datamodule, ckpt_path, standard_error, level, safely, folds)
+        publish_audit(self, found, output)
+        return found
 
 
 BACKBONE = "model.init_args.backbone.init_args"
@@ -140,9 +172,9 @@ class NoisyLightningCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and ``estimate``."""
+        """Lightning's, and our own."""
         predict = {"model", "dataloaders", "datamodule", "return_predictions"}
-        return {**LightningCLI.subcommands(), "predict": predict, "estimate": {"model", "datamodule"}}
+        return {**LightningCLI.subcommands(), "predict": predict, "estimate": {"model", "datamodule"}, "audit": {"model", "datamodule"}}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with a bar of ours."""
@@ -178,7 +210,7 @@ class NoisyLightningCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``noisylightning fit|validate|test|predict|estimate``.
+    """Run ``noisylightning fit|validate|test|predict|estimate|audit``.
 
     Args:
         args: Command-line arguments; ``sys.argv`` where they are left out.

@@ -62,6 +62,22 @@ COMMANDS = {
             "feature_layer": "Layer whose input an estimator of features reads. Default: the last nn.Linear.",
         },
     ),
+    "audit": Command(
+        "Say which training labels are wrong and how many, by a checkpoint of a network trained with T, or by a file of"
+        " predictions and T.",
+        "noisylightning audit --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt --output audit",
+        {
+            "ckpt_path": _CHECKPOINT,
+            "weights_only": _SAFELY,
+            "folds": "Judge each sample by a network that is trained without it: the number of networks, trained anew.",
+            "predictions": "Instead of a model and data: a .npz or .parquet file of probabilities and noisy labels.",
+            "transition": "T for these predictions: a .npy, .csv or .npz file.",
+            "probs_of": "What their probabilities are of: noisy labels, held out, or clean ones. Default: noisy.",
+            "standard_error": "A .npy file of T-hat's standard errors. Default: those that the checkpoint has.",
+            "level": "Probability that the intervals are to cover. Default: 0.95.",
+            "output": "The folder for audit.csv, audit.parquet, audit.json and audit.html. Default: audit.",
+        },
+    ),
 }
 
 

@@ -30,8 +30,8 @@ class Parser(LightningArgumentParser):
     def add_lightning_class_args(
         self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
     ) -> list[str]:
-        """Take a class's arguments; ``estimate`` needs neither model nor data where it has a table of predictions."""
-        required = required and self.command != "estimate"
+        """Take a class's arguments; neither model nor data is needed where there can be a table of predictions."""
+        required = required and self.command not in ("estimate", "audit")
         return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
 
     def _check_value_key(self, action: Any, value: Any, key: str, cfg: Namespace | None, append: bool = False) -> Any:

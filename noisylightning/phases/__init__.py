@@ -8,6 +8,7 @@ from noisylightning.phases.correction import CorrectionPhase
 from noisylightning.phases.engine import RunPhases
 from noisylightning.phases.estimation import EstimationPhase
 from noisylightning.phases.folds import FoldsPhase, Plan
+from noisylightning.phases.held_out import HeldOutPhase, held_out_predictions
 from noisylightning.phases.noisy_labels import NoisyLabelsPhase
 from noisylightning.phases.refinement import RefinementPhase
 from noisylightning.phases.trusted import TrustedPhase
@@ -19,6 +20,7 @@ __all__ = [
     "EstimationPhase",
     "Fit",
     "FoldsPhase",
+    "HeldOutPhase",
     "Memory",
     "NoisyLabelsPhase",
     "Phase",
@@ -26,4 +28,5 @@ __all__ = [
     "RefinementPhase",
     "RunPhases",
     "TrustedPhase",
+    "held_out_predictions",
 ]
