@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from noisylightning.atomic import written_whole
@@ -37,7 +36,7 @@ def write_page(
     thumbnails: Thumbnails | None = None,
     thumbnail_bytes: int = THUMBNAIL_BYTES,
 ) -> None:
-    """Write one HTML file in which to look at the labels that are probably wrong, and to mark what shall become of them.
+    """Write one HTML file in which to look at labels that are probably wrong, and to mark what shall become of them.
 
     The file needs no network and no server. It shows pictures where there are ``thumbnails``, else the table's
     ``samples`` as texts, the most probably wrong first. The marks (keep, relabel, drop) stay in the browser under a
@@ -58,7 +57,7 @@ def write_page(
             ``errors`` is of another number of classes, or there are more than 32,768 classes.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> table = AuditTable.from_probs(torch.tensor([[0.1, 0.9], [0.6, 0.4]]), torch.tensor([0, 1]), ["cat", "dog"])
         >>> path = Path(tempfile.mkdtemp()) / "audit.html"
         >>> write_page(table, path, title="Pets")
@@ -72,7 +71,7 @@ def write_page(
         raise BadValue(f"A page can mark at most {_MAX_CLASSES:,} classes, got {table.num_classes:,}: use audit.csv.")
     if errors is not None and errors.pairs.shape != (table.num_classes, table.num_classes):
         raise BadValue(
-            f"errors are of {len(errors.pairs)} classes and the table is of {table.num_classes}: give both of one audit."
+            f"errors are of {len(errors.pairs)} classes, the table of {table.num_classes}: give both of one audit."
         )
     data = json_in_html(_data(table, title, errors))
     pictures = json_in_html([] if thumbnails is None else _pictures(table, thumbnails, thumbnail_bytes))
@@ -151,7 +150,7 @@ def _pairs(table: AuditTable, errors: ExpectedErrors | None) -> list[list[float 
     for place in off_diagonal.flatten().argsort(descending=True, stable=True)[:_MAX_PAIRS].tolist():
         clean, noisy = divmod(place, C)
         if off_diagonal[clean, noisy] > 0:
-            bounds = (None, None)
+            bounds: tuple[float, float] | tuple[None, None] = (None, None)
             if errors is not None:
                 bounds = (float(errors.pairs_low[clean, noisy]), float(errors.pairs_high[clean, noisy]))
             found.append([noisy, clean, float(counts[clean, noisy]), *bounds])
@@ -167,9 +166,7 @@ def _pictures(table: AuditTable, thumbnails: Thumbnails, most: int) -> list[str]
         if len(found) == len(places):
             raise BadValue(f"There are more pictures than the {len(places)} places asked for: make one a place.")
         if not picture.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
-            raise BadValue(
-                f"The picture of sample {int(places[len(found)])} is neither PNG nor JPEG: give one of them."
-            )
+            raise BadValue(f"The picture of sample {int(places[len(found)])} is neither PNG nor JPEG: make it one.")
         taken += len(picture)
         if taken > most:
             return found

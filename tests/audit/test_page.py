@@ -183,7 +183,7 @@ def test_pictures_are_of_the_first_rows_as_far_as_they_fit(tmp_path):
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        (lambda places: [b"<svg onload=...>"] * len(places), "sample 12 is neither PNG nor JPEG: give one of them"),
+        (lambda places: [b"<svg onload=...>"] * len(places), "sample 12 is neither PNG nor JPEG: make it one"),
         (lambda places: [picture()] * 3, "There are 3 pictures of 50 samples"),
         (lambda places: [picture()] * 51, "more pictures than the 50 places"),
     ],
@@ -199,9 +199,10 @@ def test_wrong_pictures_are_refused(tmp_path, pictures, message):
 def test_what_cannot_be_shown_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"is an \.html file, got .*audit\.csv"):
         write_page(random_table(), tmp_path / "audit.csv")
-    with pytest.raises(ValueError, match="errors are of 2 classes and the table is of 4: give both of one audit"):
+    with pytest.raises(ValueError, match="errors are of 2 classes, the table of 4: give both of one audit"):
         write_page(random_table(), tmp_path / "audit.html", errors=errors_of(torch.eye(2)))
-    many = AuditTable(*(torch.zeros(0, dtype=d) for d in (torch.int64,) * 2 + (torch.float64, torch.int64, torch.float64)), tuple(map(str, range(32769))))  # fmt: skip # noqa: E501
+    no_labels, no_probs = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+    many = AuditTable(no_labels, no_labels, no_probs, no_labels, no_probs, tuple(map(str, range(32769))))
     with pytest.raises(ValueError, match="at most 32,768 classes, got 32,769"):
         write_page(many, tmp_path / "audit.html")
 

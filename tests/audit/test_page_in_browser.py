@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,8 +96,7 @@ def test_marks_by_keys_and_buttons_stay_and_download(browser, shown, tmp_path):
         name = browser.wait_for("Browser.downloadProgress", state="completed")["filePath"]
         assert page.run("keepNow(); isKept")
         assert not page.faults()
-    with open(name, encoding="utf-8", newline="") as file:
-        content = file.read()
+    content = Path(name).read_bytes().decode()
     assert name.endswith("audit_marked.csv")
     assert content == saved
     rows = read(content)
