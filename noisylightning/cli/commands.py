@@ -87,7 +87,7 @@ class CommandTrainer(Trainer):
         else:
             safely = weights_only is not False
             found = audit_checkpoint(self, model, datamodule, ckpt_path, standard_error, level, safely, folds)
-        publish_audit(self, found, output)
+        publish_audit(self, found, output, None if predictions is not None else datamodule)
         return found
 
 

@@ -162,7 +162,8 @@ class Relabel:
                     " with the same noise."
                 )
             named = row.get("sample")
-            if sample_names is not None and named and named != sample_names[index]:
+            # An audit's page puts an apostrophe before what a spreadsheet would take for a formula.
+            if sample_names is not None and named and named not in (sample_names[index], f"'{sample_names[index]}"):
                 raise BadValue(
                     f"{where} says that sample {index} is {named!r}, but in this data it is {sample_names[index]!r}:"
                     f" {mend}."

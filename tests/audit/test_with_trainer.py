@@ -72,7 +72,7 @@ def test_a_transition_of_the_sample_is_used(tmp_path):
 @pytest.mark.parametrize(
     ("correction", "message"),
     [
-        (NoCorrection(), "was trained without T, and knows the labels by heart: audit a checkpoint"),
+        (NoCorrection(num_classes=CLASSES), "was trained without T, and knows the labels by heart: audit a checkpoint"),
         (ForwardCorrection(num_classes=CLASSES), "is the identity, by which no label is wrong: audit a checkpoint"),
     ],
 )
@@ -84,7 +84,7 @@ def test_a_network_without_a_transition_is_refused(correction, message, tmp_path
 def test_soft_labels_and_foreign_data_are_refused(tmp_path):
     class Soft(ArrayDataModule):
         def estimation_dataloader(self):
-            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 8), torch.zeros(4, 3)))
+            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 5), torch.zeros(4, 3)))
 
     model = classifier(correction=ForwardCorrection(T))
     inputs, labels = ToyData().train.tensors
