@@ -45,9 +45,7 @@ def audit_file(
         raise BadValue("An audit of a file of predictions needs T: give --transition FILE.")
     loaded = Predictions.load(predictions)
     error = None if standard_error is None else _array(standard_error)
-    return audit_predictions(
-        loaded, transition, probs_of=probs_of, standard_error=error, level=level, progress=True
-    )
+    return audit_predictions(loaded, transition, probs_of=probs_of, standard_error=error, level=level, progress=True)
 
 
 def audit_checkpoint(
@@ -137,4 +135,6 @@ def _array(path: Path) -> Tensor:
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False))
     except (ValueError, TypeError, EOFError, OSError) as error:
-        raise BadValue(f"{path} is no .npy file of numbers ({error}): correct standard_error (--standard_error).") from error
+        raise BadValue(
+            f"{path} is no .npy file of numbers ({error}): correct standard_error (--standard_error)."
+        ) from error

@@ -174,7 +174,12 @@ class NoisyLightningCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, and our own."""
         predict = {"model", "dataloaders", "datamodule", "return_predictions"}
-        return {**LightningCLI.subcommands(), "predict": predict, "estimate": {"model", "datamodule"}, "audit": {"model", "datamodule"}}
+        return {
+            **LightningCLI.subcommands(),
+            "predict": predict,
+            "estimate": {"model", "datamodule"},
+            "audit": {"model", "datamodule"},
+        }
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with a bar of ours."""

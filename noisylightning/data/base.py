@@ -190,8 +190,8 @@ class NoisyDataModule(CheckpointedDataModule):
         resumes = self.trainer is not None and self.trainer.state.fn == "fit"
         if resumes and state_dict.get("training_labels") != own:
             raise BadValue(
-                "The checkpoint was made with other training labels than relabel (--data.relabel) makes now: resume with"
-                " the file that the fit began with, or start a new fit."
+                "The checkpoint was made with other training labels than relabel (--data.relabel) makes now: resume"
+                " with the file that the fit began with, or start a new fit."
             )
 
     def _read_anew(self) -> None:

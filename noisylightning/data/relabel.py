@@ -51,8 +51,8 @@ class Relabel:
     """Train on labels that an audit has corrected, see ``noisylightning audit``.
 
     A row's ``mark``, where there is one, decides: ``keep`` leaves the given label, ``relabel`` puts the most probable
-    one in its place, ``drop`` takes the sample out of the training set. A row without is treated as ``how`` says, if its
-    label is wrong with at least the probability ``threshold``. Only training labels change.
+    one in its place, ``drop`` takes the sample out of the training set. A row without is treated as ``how`` says, if
+    its label is wrong with at least the probability ``threshold``. Only training labels change.
 
     Args:
         file: The audit's ``audit.csv`` or ``audit.parquet``, or what its page has downloaded.
@@ -121,7 +121,7 @@ class Relabel:
                 " audit all of this data, or set relabel (--data.relabel) to another file."
             )
         mark = torch.tensor([MARKS.index(mark) if mark else -1 for mark in marks])[rows]
-        keep, relabel, drop = (mark == place for place in range(3))
+        relabel, drop = (mark == MARKS.index(name) for name in ("relabel", "drop"))
         by_rule = (mark < 0) & (table["wrong"] >= self.least)[rows]
         relabel |= by_rule & (self.how == "relabel")
         drop |= by_rule & (self.how == "drop")
@@ -158,8 +158,8 @@ class Relabel:
             seen[index] = True
             if noisy != given[index]:
                 raise BadValue(
-                    f"{where} says that sample {index} is labelled {noisy}, but in this data it is {given[index]}: {mend},"
-                    " with the same noise."
+                    f"{where} says that sample {index} is labelled {noisy}, but in this data it is {given[index]}:"
+                    f" {mend}, with the same noise."
                 )
             named = row.get("sample")
             # An audit's page puts an apostrophe before what a spreadsheet would take for a formula.

@@ -44,14 +44,14 @@ def checked_text(text: Any, where: str) -> str:
 
 
 def shorten(text: str, most: int = 300) -> str:
-    """A text on one line, cut where it is long.
+    r"""A text on one line, cut where it is long.
 
     Args:
         text: The text.
         most: Characters that are kept.
 
     Example:
-        >>> shorten("a fine\\n film", most=7)
+        >>> shorten("a fine\n film", most=7)
         'a fine ...'
     """
     line = " ".join(text.split())

@@ -38,7 +38,9 @@ def trained_on(data) -> dict[int, torch.Tensor]:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-@pytest.mark.parametrize("given", [lambda path: path, lambda path: str(path), lambda path: Relabel(path, threshold=0.5)])
+@pytest.mark.parametrize(
+    "given", [lambda path: path, lambda path: str(path), lambda path: Relabel(path, threshold=0.5)]
+)
 def test_probably_wrong_labels_become_the_most_probable_ones(given, suffix, tmp_path):
     audit = table()
     write_table(audit, tmp_path / f"audit.{suffix}")
@@ -156,7 +158,7 @@ def test_a_fault_in_the_file_is_answered_in_one_sentence(change, message, tmp_pa
 
 
 def test_other_faults_are_answered_in_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent.csv; set relabel"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.csv; set relabel"):
         module("absent.csv")
     with pytest.raises(ValueError, match="how must be one of 'relabel', 'drop', 'soft', got 'hard'"):
         Relabel("a.csv", how="hard")
@@ -217,7 +219,10 @@ def test_a_fit_resumes_bit_for_bit_and_refuses_another_file(how, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--data.relabel=a.csv"], ["--data.relabel.file=a.csv", "--data.relabel.how=drop", "--data.relabel.threshold=0.7"]],
+    [
+        ["--data.relabel=a.csv"],
+        ["--data.relabel.file=a.csv", "--data.relabel.how=drop", "--data.relabel.threshold=0.7"],
+    ],
 )
 def test_it_is_named_on_the_command_line(arguments):
     parser = ArgumentParser(exit_on_error=False)
