@@ -5,8 +5,8 @@
 784-128-128-10 with dropout 0.2 and Adagrad at 0.01, batches of 128, 10 % for validation, ``--epochs`` a stage, as in
 ``transition.py``. For each noise and seed one default fit (cross-entropy, T-hat, forward correction with it) gives
 T-hat and the network by which the audit judges all 60,000 labels, those of validation included; "2 folds" judges each
-by a network that is trained with the same T-hat and without the sample. cleanlab gets the 5-fold posteriors of cross-entropy
-on the same architecture, and ranks by self-confidence and by normalised margin; how many labels are wrong it says by
+by a network that is trained with the same T-hat and without the sample. cleanlab gets the 5-fold posteriors of
+cross-entropy on the same architecture, and ranks by self-confidence and by normalised margin; how many labels are wrong it says by
 ``num_label_issues``, and which by ``find_label_issues``.
 
 Then cross-entropy is trained on the labels as they are, on those that the audit relabels, drops or makes soft, and
