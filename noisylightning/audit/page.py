@@ -167,7 +167,9 @@ def _pictures(table: AuditTable, thumbnails: Thumbnails, most: int) -> list[str]
         if len(found) == len(places):
             raise BadValue(f"There are more pictures than the {len(places)} places asked for: make one a place.")
         if not picture.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
-            raise BadValue(f"The picture of sample {int(places[len(found)])} is neither PNG nor JPEG: give one of them.")
+            raise BadValue(
+                f"The picture of sample {int(places[len(found)])} is neither PNG nor JPEG: give one of them."
+            )
         taken += len(picture)
         if taken > most:
             return found
