@@ -6,8 +6,8 @@
 ``transition.py``. For each noise and seed one default fit (cross-entropy, T-hat, forward correction with it) gives
 T-hat and the network by which the audit judges all 60,000 labels, those of validation included; "2 folds" judges each
 by a network that is trained with the same T-hat and without the sample. cleanlab gets the 5-fold posteriors of
-cross-entropy on the same architecture, and ranks by self-confidence and by normalised margin; how many labels are wrong it says by
-``num_label_issues``, and which by ``find_label_issues``.
+cross-entropy on the same architecture, and ranks by self-confidence and by normalised margin; how many labels are
+wrong it says by ``num_label_issues``, and which by ``find_label_issues``.
 
 Then cross-entropy is trained on the labels as they are, on those that the audit relabels, drops or makes soft, and
 without those that cleanlab finds; forward correction is the default fit's. Validation labels stay noisy, and the clean
