@@ -161,7 +161,7 @@ class Run:
         path = self.folder / "audit.csv"
         write_audit_table(found.table, path)
         for how in ("relabel", "drop", "soft"):
-            self.train(f"audit, {how}", Relabel(path, how))  # type: ignore[arg-type]
+            self.train(f"audit, {how}", Relabel(path, how))
         transition = callback.transition
         with self.timed("folds"):
             held_out = held_out_predictions(

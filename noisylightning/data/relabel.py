@@ -130,8 +130,14 @@ class Relabel:
         if self.how == "soft":
             found = torch.nn.functional.one_hot(found, num_classes).to(torch.get_default_dtype())
             soft = rows[by_rule]
-            columns = (table[name][soft] for name in ("noisy_label", "wrong", "label", "label_prob"))
-            found[train_index[by_rule]] = soft_labels(*columns, num_classes).to(found.dtype)
+            probs = soft_labels(
+                table["noisy_label"][soft],
+                table["wrong"][soft],
+                table["label"][soft],
+                table["label_prob"][soft],
+                num_classes,
+            )
+            found[train_index[by_rule]] = probs.to(found.dtype)
         index, dropped = train_index[~drop], train_index[drop]
         if not len(index):
             raise BadValue(
