@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from noisylightning.atomic import written_whole
+from noisylightning.audit.page import Thumbnails, write_page
 from noisylightning.audit.table import AuditTable
 from noisylightning.audit.tally import Audit
 from noisylightning.errors import BadType, BadValue
@@ -24,15 +25,16 @@ MARKS = ("keep", "relabel", "drop")
 _PAIRS = 1000  # of classes that audit.json lists at most
 
 
-def write_audit(audit: Audit, folder: str | Path) -> None:
-    """Write ``audit.csv``, ``audit.parquet`` (where pyarrow is installed) and ``audit.json``.
+def write_audit(audit: Audit, folder: str | Path, thumbnails: Thumbnails | None = None) -> None:
+    """Write ``audit.csv``, ``audit.parquet`` (where pyarrow is installed), ``audit.json`` and ``audit.html``.
 
     The tables begin with the label that is most probably wrong. ``audit.json`` has the totals, their intervals, the
-    pairs of classes and a checksum of the labels.
+    pairs of classes and a checksum of the labels; ``audit.html`` is for looking and marking, see :func:`write_page`.
 
     Args:
         audit: The audit.
         folder: Where the files go; it is made if it is not there.
+        thumbnails: Makes the page's pictures, see :func:`thumbnails_of`; None for texts.
 
     Example:
         >>> import tempfile
@@ -50,6 +52,7 @@ def write_audit(audit: Audit, folder: str | Path) -> None:
         write_table(audit.table, folder / "audit.parquet")
     with written_whole(folder / "audit.json") as path:
         path.write_text(json.dumps(_summary(audit), indent=2) + "\n", encoding="utf-8")
+    write_page(audit.table, folder / "audit.html", errors=audit.errors, thumbnails=thumbnails)
 
 
 def write_table(table: AuditTable, path: str | Path, marks: Sequence[str] | None = None) -> None:

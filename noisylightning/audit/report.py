@@ -47,5 +47,7 @@ def print_audit(audit: Audit) -> None:
     for clean, noisy in pairs(audit, _SHOWN):
         low, high = errors.pairs_low[clean, noisy], errors.pairs_high[clean, noisy]
         names = (escape(table.class_names[label]) for label in (noisy, clean))
-        shown.add_row(*names, number(float(errors.pairs[clean, noisy])), f"{number(float(low))} to {number(float(high))}")
+        shown.add_row(
+            *names, number(float(errors.pairs[clean, noisy])), f"{number(float(low))} to {number(float(high))}"
+        )
     console.print(shown)

@@ -83,7 +83,9 @@ def correction_of(model: LightningModule) -> Correction:
     if not isinstance(correction, Correction) or not correction.uses_transition:
         raise BadValue(f"{type(model).__name__} was trained without T, and knows the labels by heart: {advice}.")
     if correction.known_transition().is_identity:
-        raise BadValue(f"The T of this {type(correction).__name__} is the identity, by which no label is wrong: {advice}.")
+        raise BadValue(
+            f"The T of this {type(correction).__name__} is the identity, by which no label is wrong: {advice}."
+        )
     return correction
 
 

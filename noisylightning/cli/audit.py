@@ -10,7 +10,14 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from noisylightning import internals
-from noisylightning.audit import Audit, audit_predictions, audit_with_trainer, print_audit, write_audit
+from noisylightning.audit import (
+    Audit,
+    audit_predictions,
+    audit_with_trainer,
+    print_audit,
+    thumbnails_of,
+    write_audit,
+)
 from noisylightning.audit.with_trainer import correction_of, sample_names, standard_error_of
 from noisylightning.callbacks import EstimateTransitionCallback
 from noisylightning.errors import BadValue, NoSuchFile
@@ -38,9 +45,7 @@ def audit_file(
         raise BadValue("An audit of a file of predictions needs T: give --transition FILE.")
     loaded = Predictions.load(predictions)
     error = None if standard_error is None else _array(standard_error)
-    return audit_predictions(
-        loaded, transition, probs_of=probs_of, standard_error=error, level=level, progress=True
-    )
+    return audit_predictions(loaded, transition, probs_of=probs_of, standard_error=error, level=level, progress=True)
 
 
 def audit_checkpoint(
@@ -94,16 +99,19 @@ def audit_checkpoint(
     )
 
 
-def publish_audit(trainer: Trainer, audit: Audit, output: Path) -> None:
+def publish_audit(trainer: Trainer, audit: Audit, output: Path, datamodule: Any = None) -> None:
     """Write an audit's files, and print how many labels are wrong; on one process.
 
     Args:
         trainer: The trainer of the command.
         audit: The audit.
         output: The folder.
+        datamodule: The data, whose images the page shows; None where there is none.
     """
     if trainer.is_global_zero:
-        write_audit(audit, output)
+        dataset = None if datamodule is None else datamodule.estimation_dataloader().dataset
+        inputs = getattr(dataset, "inputs", None)  # before the network's transform, by their places
+        write_audit(audit, output, None if inputs is None else thumbnails_of(inputs))
         print_audit(audit)
     rank_zero_info(f"Audit of {len(audit.table):,} labels saved in {output}.")
 
@@ -127,4 +135,6 @@ def _array(path: Path) -> Tensor:
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False))
     except (ValueError, TypeError, EOFError, OSError) as error:
-        raise BadValue(f"{path} is no .npy file of numbers ({error}): correct standard_error (--standard_error).") from error
+        raise BadValue(
+            f"{path} is no .npy file of numbers ({error}): correct standard_error (--standard_error)."
+        ) from error

@@ -87,7 +87,7 @@ class CommandTrainer(Trainer):
         else:
             safely = weights_only is not False
             found = audit_checkpoint(self, model, datamodule, ckpt_path, standard_error, level, safely, folds)
-        publish_audit(self, found, output)
+        publish_audit(self, found, output, None if predictions is not None else datamodule)
         return found
 
 
@@ -174,7 +174,12 @@ class NoisyLightningCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, and our own."""
         predict = {"model", "dataloaders", "datamodule", "return_predictions"}
-        return {**LightningCLI.subcommands(), "predict": predict, "estimate": {"model", "datamodule"}, "audit": {"model", "datamodule"}}
+        return {
+            **LightningCLI.subcommands(),
+            "predict": predict,
+            "estimate": {"model", "datamodule"},
+            "audit": {"model", "datamodule"},
+        }
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with a bar of ours."""

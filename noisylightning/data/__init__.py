@@ -23,6 +23,7 @@ from noisylightning.data.noise import (
     measure_transition,
 )
 from noisylightning.data.noisy_labels import NoisyLabels
+from noisylightning.data.relabel import Relabel
 from noisylightning.data.table import TableDataModule
 from noisylightning.data.text import NoisyTextDataModule, TextTableDataModule
 from noisylightning.data.text_encoder import TextEncoder
@@ -55,6 +56,7 @@ __all__ = [
     "Normalize",
     "PairFlipNoise",
     "RandomCropFlip",
+    "Relabel",
     "SymmetricNoise",
     "TableDataModule",
     "TextEncoder",

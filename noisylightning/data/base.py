@@ -16,6 +16,7 @@ from noisylightning.data._random import seeded_generator
 from noisylightning.data.checkpoint import CheckpointedDataModule
 from noisylightning.data.noise import AsymmetricNoise, LabelNoise, TransitionNoise, check_labels
 from noisylightning.data.noisy_labels import NoisyLabels
+from noisylightning.data.relabel import Relabel, TrainingLabels
 from noisylightning.data.trusted import choose_trusted
 from noisylightning.data.view import Augmentation, EpochSampler, Inputs, LabelledView, ShareSampler, Transform
 from noisylightning.errors import BadValue, NoSuchFile, NotReady
@@ -46,6 +47,8 @@ class NoisyDataModule(CheckpointedDataModule):
         seed: Seed of the split, of the draw of trusted samples, of the order and of the augmentation.
         num_workers: Processes that read; data held in memory needs none and takes none.
         with_index: Whether batches carry the sample's index.
+        relabel: An audit's table, or a :class:`Relabel` that also says how it is used: training labels are corrected,
+            made soft or left out by it; validation labels, and those that T is estimated on, stay.
 
     Attributes:
         num_classes: Number of classes C, known before ``setup``.
@@ -54,6 +57,7 @@ class NoisyDataModule(CheckpointedDataModule):
         augmentation: Random variation of training batches, see :class:`~noisylightning.data.view.Augmentation`.
         flips: The paper's map for asymmetric noise, where there is one for this data.
         noisy_labels: After ``setup``, the noisy labels and how they came about; None where there is no noise.
+        training_labels: After ``setup``, what ``relabel`` has made of the training labels; None without it.
         train_index: After ``setup``, the places in :meth:`load_train` of the training samples, in order.
         val_index: Those of the validation samples.
         trusted_index: Those of the trusted samples.
@@ -88,6 +92,7 @@ class NoisyDataModule(CheckpointedDataModule):
         seed: int = 0,
         num_workers: int = 0,
         with_index: bool = False,
+        relabel: Relabel | str | Path | None = None,
     ) -> None:
         super().__init__()
         if not 0 < val_fraction < 1:
@@ -106,6 +111,8 @@ class NoisyDataModule(CheckpointedDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.with_index = with_index
+        self.relabel = Relabel(relabel) if isinstance(relabel, str | Path) else relabel
+        self.training_labels: TrainingLabels | None = None
         self.noisy_labels: NoisyLabels | None = None
         self.train_index = self.val_index = self.trusted_index = torch.empty(0, dtype=torch.int64)
         self._train: tuple[Inputs, Tensor] | None = None
@@ -155,6 +162,37 @@ class NoisyDataModule(CheckpointedDataModule):
             then the test set is predicted.
         """
         return None
+
+    def sample_names(self) -> Sequence[str] | None:
+        """Say what each sample of :meth:`load_train` is called: its file's name, or its text, shortened.
+
+        Returns:
+            N names in order, after :meth:`setup`; None where samples have none, the default.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was read off the training data, and a checksum of training labels that ``relabel`` has made."""
+        found = self.training_labels
+        return super().state_dict() | ({} if found is None else {"training_labels": found.checksum})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that a checkpoint was made with these classes, and that a resumed fit trains on the same labels.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: If it was not.
+        """
+        super().load_state_dict(state_dict)
+        own = None if self.training_labels is None else self.training_labels.checksum
+        resumes = self.trainer is not None and self.trainer.state.fn == "fit"
+        if resumes and state_dict.get("training_labels") != own:
+            raise BadValue(
+                "The checkpoint was made with other training labels than relabel (--data.relabel) makes now: resume"
+                " with the file that the fit began with, or start a new fit."
+            )
 
     def _read_anew(self) -> None:
         """Let go of test data that were read before the checkpoint said how; the loader reads them again."""
@@ -222,7 +260,10 @@ class NoisyDataModule(CheckpointedDataModule):
                     "(--data.val_fraction) or trusted (--data.trusted)."
                 )
             self._train = inputs, labels
+            self._relabel(stage)
             rank_zero_info(self._describe())
+        elif stage in ("fit", None):
+            self._relabel(stage)
         if stage in ("test", "predict", None):
             self._evaluates = True
             if self.is_fitted:  # else the loader reads, when the checkpoint has said how
@@ -230,6 +271,19 @@ class NoisyDataModule(CheckpointedDataModule):
                     self._read_predict()
                 if stage != "predict":
                     self._read_test()
+
+    def _relabel(self, stage: str | None) -> None:
+        """Correct the training labels; to validate needs none."""
+        if self.relabel is None or stage == "validate" or self.training_labels is not None:
+            return
+        names = self.sample_names()
+        found = self.relabel.apply(self._given_labels, self.train_index, self.num_classes, names)
+        self.training_labels, self.train_index = found, found.index
+
+    @property
+    def _given_labels(self) -> Tensor:
+        assert self._train is not None
+        return self._train[1] if self.noisy_labels is None else self.noisy_labels.labels
 
     def _read_test(self) -> None:
         if self._test is None and self.has_test:
@@ -282,6 +336,10 @@ class NoisyDataModule(CheckpointedDataModule):
         parts = f"{type(self).__name__}: {sizes['train']:,} samples to train, {sizes['validation']:,} to validate"
         if "trusted" in sizes:
             parts += f", {sizes['trusted']:,} trusted"
+        if self.training_labels is not None:
+            assert self.relabel is not None
+            changed, dropped = self.training_labels.changed, len(self.training_labels.dropped)
+            parts += f"; {self.relabel.file} changes {changed:,} training labels and leaves {dropped:,} samples out"
         if self.noisy_labels is None:
             return f"{parts}; labels as they are."
         asked, seed = self.noisy_labels.requested_rate, self.noisy_labels.seed
@@ -324,7 +382,7 @@ class NoisyDataModule(CheckpointedDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training samples with noisy labels, augmented, in an order set by seed and epoch."""
-        return self._shuffled(self._noisy_view(self.train_index, self.augmentation))
+        return self._shuffled(self._training_view(self.train_index, self.augmentation))
 
     def fold_dataloader(self, index: Tensor) -> DataLoader[Any]:
         """Some of the training samples, as :meth:`train_dataloader` gives all.
@@ -332,7 +390,7 @@ class NoisyDataModule(CheckpointedDataModule):
         Args:
             index: Their places in :meth:`load_train`, int64 of shape ``(M,)``.
         """
-        return self._shuffled(self._noisy_view(index, self.augmentation))
+        return self._shuffled(self._training_view(index, self.augmentation))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation samples with noisy labels, or the labels of :meth:`load_val` as they are, in order."""
@@ -362,8 +420,12 @@ class NoisyDataModule(CheckpointedDataModule):
         return self._loader(self._whole_view(part))
 
     def estimation_dataloader(self) -> DataLoader[Any]:
-        """Training and validation samples with noisy labels, not augmented, in the order of :meth:`load_train`."""
-        return self._loader(self._noisy_view(torch.cat([self.train_index, self.val_index]).sort().values))
+        """Training and validation samples with noisy labels, not augmented, in the order of :meth:`load_train`.
+
+        The labels are the given ones, and no sample is left out, whatever ``relabel`` says.
+        """
+        dropped = self.train_index[:0] if self.training_labels is None else self.training_labels.dropped
+        return self._loader(self._noisy_view(torch.cat([self.train_index, dropped, self.val_index]).sort().values))
 
     def trusted_dataloader(self) -> DataLoader[Any]:
         """Trusted samples with their right labels, not augmented, in order."""
@@ -375,10 +437,13 @@ class NoisyDataModule(CheckpointedDataModule):
 
     def _noisy_view(self, index: Tensor, augmentation: Augmentation | None = None) -> LabelledView:
         self._train = self._on_device(self._train)
-        inputs, labels = self._train
-        return self._view(
-            inputs, labels if self.noisy_labels is None else self.noisy_labels.labels, index, augmentation
-        )
+        return self._view(self._train[0], self._given_labels, index, augmentation)
+
+    def _training_view(self, index: Tensor, augmentation: Augmentation | None = None) -> LabelledView:
+        if self.training_labels is None:
+            return self._noisy_view(index, augmentation)
+        self._train = self._on_device(self._train)
+        return self._view(self._train[0], self.training_labels.labels, index, augmentation)
 
     def _trusted_view(self, augmentation: Augmentation | None = None) -> LabelledView:
         if self._trusted is not None:

@@ -146,7 +146,7 @@ class DatasetDataModule(NoisyDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training samples of ``train`` with noisy labels, in an order set by seed and epoch."""
-        view = self._noisy_view(self.train_index)
+        view = self._training_view(self.train_index)
         view.inputs = DatasetInputs(self.train)
         return self._shuffled(view)
 

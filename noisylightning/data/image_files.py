@@ -66,6 +66,14 @@ class ImageSource(ABC):
             ValueError: If it is corrupt or no image.
         """
 
+    def name(self, i: int) -> str:
+        """What an image is called; empty where it has no name.
+
+        Args:
+            i: Its number.
+        """
+        return ""
+
     def __getitem__(self, index: Tensor, /) -> Tensor:
         """Images at ``index``, uint8 of shape (B, 3, size, size)."""
         return torch.stack([self.read(i) for i in index.tolist()])
@@ -112,6 +120,10 @@ class ImageFiles(ImageSource):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def name(self, i: int) -> str:
+        """The path of an image."""
+        return os.fsdecode(self.paths[i])
+
     def read(self, i: int) -> Tensor:
         """Read one image, see :meth:`ImageSource.read`."""
         path = os.fsdecode(self.paths[i])
@@ -137,6 +149,9 @@ class _Chosen(ImageSource):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def name(self, i: int) -> str:
+        return self.source.name(int(self.index[i]))
 
     def read(self, i: int) -> Tensor:
         return self.source.read(int(self.index[i]))
@@ -182,6 +197,7 @@ class ImageFilesDataModule(NoisyDataModule):
             )
         self.in_memory = in_memory
         self.skip_corrupt = skip_corrupt
+        self._training_files: ImageSource | None = None
         self.transform = v2.Compose([v2.CenterCrop(size), Normalize(mean, std)])
         if augment:
             self.augmentation = RandomCropFlip(size)
@@ -214,7 +230,18 @@ class ImageFilesDataModule(NoisyDataModule):
 
     def load_train(self) -> tuple[Inputs, Tensor]:
         """Images for training and validation."""
-        return self.read_listed(*self.list_train())
+        paths, labels = self.list_train()
+        images, labels = self._readable(ImageFiles(paths, self.resize), labels)
+        self._training_files = images
+        return self._held(images), labels
+
+    def sample_names(self) -> list[str] | None:
+        """Paths of the training images, from the folder ``root`` where they are in it."""
+        if self._training_files is None:
+            return None
+        root = getattr(self, "root", None)
+        names = [Path(self._training_files.name(i)) for i in range(len(self._training_files))]
+        return [str(path.relative_to(root) if root and path.is_relative_to(root) else path) for path in names]
 
     def load_test(self) -> tuple[Inputs, Tensor]:
         """Test images."""
@@ -242,10 +269,17 @@ class ImageFilesDataModule(NoisyDataModule):
         Returns:
             The images, in memory or not, and their labels.
         """
+        images, labels = self._readable(images, labels)
+        return self._held(images), labels
+
+    def _readable(self, images: ImageSource, labels: Tensor) -> tuple[ImageSource, Tensor]:
         if self.skip_corrupt and (corrupt := images.corrupt()):
             first = corrupt[min(corrupt)]
             rank_zero_warn(f"{len(corrupt)} of {len(images)} images are left out, the first because {first}")
             kept = [i for i in range(len(images)) if i not in corrupt]
             images, labels = _Chosen(images, kept), labels[kept]
+        return images, labels
+
+    def _held(self, images: ImageSource) -> Inputs:
         fits = len(images) * 3 * self.resize**2 <= MEMORY_LIMIT
-        return images.all() if (fits if self.in_memory is None else self.in_memory) else images, labels
+        return images.all() if (fits if self.in_memory is None else self.in_memory) else images

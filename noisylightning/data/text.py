@@ -43,6 +43,21 @@ def checked_text(text: Any, where: str) -> str:
     return text
 
 
+def shorten(text: str, most: int = 300) -> str:
+    r"""A text on one line, cut where it is long.
+
+    Args:
+        text: The text.
+        most: Characters that are kept.
+
+    Example:
+        >>> shorten("a fine\n film", most=7)
+        'a fine ...'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
 class NoisyTextDataModule(NoisyDataModule):
     """Base of the data modules that read text: encoded once, held in memory as rows of word indices.
 
@@ -88,6 +103,10 @@ class NoisyTextDataModule(NoisyDataModule):
         Returns:
             N texts, and their labels, integers of shape (N,), -1 where not known.
         """
+
+    def sample_names(self) -> list[str]:
+        """The training texts, each on one line and cut after 300 characters."""
+        return [shorten(text) for text in self.read_texts("train")[0]]
 
     @property
     def vocab_size(self) -> int:

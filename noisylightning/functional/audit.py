@@ -92,8 +92,8 @@ def label_posterior(logits: Tensor, noisy_labels: Tensor, transition: Tensor | T
 def audit_labels(logits: Tensor, noisy_labels: Tensor, transition: Tensor | Transition) -> LabelAudit:
     """Tell for each label how probably it is wrong, and the most probable clean label.
 
-    ``p(label wrong | x, y) = 1 - p_y T[y, y] / (p T)_y``, Bayes' rule with the network's p(clean | x) as the prior; as a
-    sum over the other classes, so that it is exact where it is tiny.
+    ``p(label wrong | x, y) = 1 - p_y T[y, y] / (p T)_y``, Bayes' rule with the network's p(clean | x) as the prior; as
+    a sum over the other classes, so that it is exact where it is tiny.
 
     Args:
         logits: Scores of the clean classes, shape ``(N, C)``, of a network trained with T in its loss.

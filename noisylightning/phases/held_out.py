@@ -44,8 +44,8 @@ class HeldOutPhase(FoldsPhase):
         return self._epochs
 
     def extra_epochs(self, fit: Fit) -> int:
-        """Return the epochs of a network after the first, which has the fit's own."""
-        return 0 if self._begun <= 1 else super().extra_epochs(fit)
+        """Return the epochs of the network that comes next; the first has the fit's own."""
+        return super().extra_epochs(fit) if self.repeats(fit) else 0
 
     def _begin_network(self, fit: Fit) -> None:
         assert fit.memory.initial is not None

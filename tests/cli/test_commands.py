@@ -113,7 +113,7 @@ def test_test_and_predict_take_a_checkpoint_without_the_callback(finished, tmp_p
     run_here("validate", "--config", tmp_path / "plain.yaml", "--ckpt_path", last)
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "estimate"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "estimate", "audit"])
 def test_the_saved_configuration_works_with_every_command(command, finished, tmp_path, run_here):
     checkpoint = log_dir(finished) / "checkpoints" / "last.ckpt"
     given = TWO_EPOCHS if command == "fit" else ["--ckpt_path", checkpoint]
@@ -123,6 +123,69 @@ def test_the_saved_configuration_works_with_every_command(command, finished, tmp
         assert written.stat().st_size > 0
     if command == "estimate":
         assert np.load(tmp_path / "transition.npy", allow_pickle=False).shape == (10, 10)
+    if command == "audit":
+        written = {path.name for path in (tmp_path / "audit").iterdir()}
+        assert written == {"audit.csv", "audit.html", "audit.json", "audit.parquet"}
+
+
+def test_an_audit_finds_the_wrong_labels_and_is_trained_on(finished, tmp_path, run_here):
+    checkpoint, saved = log_dir(finished) / "checkpoints" / "last.ckpt", log_dir(finished) / "config.yaml"
+    said = run_here("audit", "--config", saved, "--ckpt_path", checkpoint, "--output=mine")
+    data = DigitsDataModule(noise=AsymmetricNoise(0.4))
+    data.setup("fit")
+    wrong = data.load_train()[1] != data.noisy_labels.labels
+    summary = json.loads((tmp_path / "mine/audit.json").read_text())
+    assert f"of {len(wrong):,} labels are wrong" in said
+    assert summary["expected_wrong"] == pytest.approx(int(wrong.sum()), rel=0.3)  # it knows some by heart
+    assert "sampling error of T-hat" in summary["interval_covers"]  # its standard errors are in the checkpoint
+    first = [int(line.split(",")[0]) for line in (tmp_path / "mine/audit.csv").read_text().splitlines()[1:201]]
+    assert wrong[first].double().mean() > 0.95
+    relabel = ["--data.relabel.file=mine/audit.csv", "--data.relabel.how=drop"]
+    run_here("fit", f"--config={ROOT}/configs/digits/cross_entropy.yaml", *relabel, "--trainer.max_epochs=1")
+    config = log_dir(tmp_path) / "config.yaml"
+    assert yaml.safe_load(config.read_text())["data"]["init_args"]["relabel"]["how"] == "drop"
+    last = log_dir(tmp_path) / "checkpoints" / "last.ckpt"
+    run_here("fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs=2")
+
+
+def test_an_audit_may_leave_each_sample_out(finished, tmp_path, run_here):
+    checkpoint, saved = log_dir(finished) / "checkpoints" / "last.ckpt", log_dir(finished) / "config.yaml"
+    short = ["--folds=2", "--trainer.max_epochs=21"]  # of which stage one has 20
+    run_here("audit", "--config", saved, "--ckpt_path", checkpoint, *short)
+    summary = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert summary["held_out"]
+    assert summary["samples"] == 1437
+
+
+def test_an_audit_of_a_file(tmp_path, run_here):
+    generator = torch.Generator().manual_seed(0)
+    transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+    probs, labels = torch.rand(50, 2, generator=generator).softmax(1), torch.arange(50) % 2
+    np.save(tmp_path / "T.npy", transition)
+    np.save(tmp_path / "error.npy", torch.full((2, 2), 0.01))
+    held_out = torch.ones(50, dtype=torch.bool)
+    Predictions.from_probs(probs @ transition, labels, held_out=held_out).save(tmp_path / "noisy.npz")
+    Predictions.from_probs(probs, labels).save(tmp_path / "clean.npz")
+    given = ["--transition=T.npy", "--standard_error=error.npy"]
+    run_here("audit", "--predictions=noisy.npz", *given)
+    run_here("audit", "--predictions=clean.npz", "--probs_of=clean", *given, "--output=clean")
+    noisy, clean = (json.loads((tmp_path / name / "audit.json").read_text()) for name in ("audit", "clean"))
+    assert noisy["expected_wrong"] == pytest.approx(clean["expected_wrong"], rel=1e-4)
+    for arguments, message in (
+        (["--predictions=clean.npz", "--transition=T.npy"], "50 of 50 predictions are p.noisy | x. of samples"),
+        (["--predictions=noisy.npz"], "give --transition FILE"),
+        (["--predictions=noisy.npz", "--transition=T.npy", "--standard_error=absent.npy"], "correct standard_error"),
+        ([], "audit needs --model and --data"),
+    ):
+        with pytest.raises(SystemExit, match=message) as stopped:
+            main(["audit", *arguments])
+        assert "\n" not in str(stopped.value)
+
+
+def test_an_audit_needs_a_network_trained_with_a_transition(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="the identity, by which no label is wrong"):
+        main(["audit", f"--config={log_dir(finished)}/config.yaml", f"--ckpt_path={log_dir(finished)}/stage_one.ckpt"])
 
 
 def test_an_estimator_of_features_is_fed_with_them(finished, run_here):

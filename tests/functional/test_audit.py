@@ -96,9 +96,9 @@ def test_the_interval_covers_the_number_of_wrong_labels():
     assert 0.90 <= pairs / 400 <= 0.99
 
 
-def counted(T, samples, generator):
+def counted(T, samples):
     """T-hat from so many samples of each class, and its standard errors."""
-    estimate = torch.stack([row for row in torch.distributions.Multinomial(samples, T).sample()]) / samples
+    estimate = torch.distributions.Multinomial(samples, T).sample() / samples
     return estimate, (estimate * (1 - estimate) / samples).sqrt()
 
 
@@ -108,13 +108,15 @@ def test_the_interval_covers_with_an_estimated_transition():
     covered = with_known = pair_covered = 0
     for seed in range(300):
         logits, T, clean, noisy = problem(seed, 2000)
-        estimate, error = counted(T, 100, None)
+        estimate, error = counted(T, 100)
         sums = error_sums(label_posterior(logits, noisy, estimate), noisy)
         truth = int((clean != noisy).sum())
         found, known = expected_errors(sums, estimate, error), expected_errors(sums)
         covered += found.low <= truth <= found.high
         with_known += known.low <= truth <= known.high
-        pair_covered += bool(found.pairs_low[2, 3] <= int(((clean == 2) & (noisy == 3)).sum()) <= found.pairs_high[2, 3])
+        pair_covered += bool(
+            found.pairs_low[2, 3] <= int(((clean == 2) & (noisy == 3)).sum()) <= found.pairs_high[2, 3]
+        )
     assert 0.90 <= covered / 300 <= 0.99
     assert with_known / 300 < 0.85
     assert 0.90 <= pair_covered / 300 <= 1
