@@ -155,7 +155,8 @@ def listen_for_early_stopping(trainer: Trainer, heard: Callable[[Trainer], None]
     def fired() -> bool:
         """Tell early stopping's request from a timer's or a signal's."""
         return trainer.should_stop and any(
-            stopper.wait_count >= stopper.patience or stopper.stopped_epoch == trainer.current_epoch > 0
+            stopper.wait_count >= stopper.patience
+            or (stopper.stopped_epoch == trainer.current_epoch and stopper.stopping_reason_message is not None)
             for stopper in stoppers
         )
 
