@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from noisylightning.functional.memorisation import accuracy_ceiling, loss_floor, memorised_share, wrong_label_probability
+from noisylightning.functional.memorisation import (
+    accuracy_ceiling,
+    loss_floor,
+    memorised_share,
+    wrong_label_probability,
+)
 from noisylightning.metrics import Memorisation
 from noisylightning.transition import DenseTransition, GroupedTransition, symmetric
 
@@ -61,7 +66,10 @@ def test_it_holds_nothing_of_a_model():
             lambda metric: metric.update(*samples(2), GroupedTransition(T[None], torch.tensor([0, 0]))),
             "GroupedTransition depends on the sample",
         ),
-        (lambda metric: metric.update(*samples(2), GroupedTransition(torch.eye(3)[None], torch.tensor([0]))), "classes"),
+        (
+            lambda metric: metric.update(*samples(2), GroupedTransition(torch.eye(3)[None], torch.tensor([0]))),
+            "classes",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")  # torchmetrics' own word for it
