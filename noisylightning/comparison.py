@@ -210,6 +210,8 @@ def _read_options(path: Path) -> dict[str, str] | None:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise BadValue(f"{path} is no YAML ({reason}): mend it, or take it away to compare without it.") from error
+    if not isinstance(config, dict):
+        raise BadValue(f"{path} is no configuration of a run: take it away to compare without it.")
     options: dict[str, str] = {}
     _flatten(config, "", options)
     return {name: value for name, value in sorted(options.items()) if not _has_no_effect(name)}

@@ -27,6 +27,13 @@ from noisylightning.functional.losses import (
     truncated_generalized_cross_entropy,
     unhinged_loss,
 )
+from noisylightning.functional.memorisation import (
+    accuracy_ceiling,
+    expected_wrong_labels,
+    loss_floor,
+    memorised_share,
+    wrong_label_probability,
+)
 from noisylightning.functional.names import (
     clean_priors,
     decide_names,
@@ -43,6 +50,7 @@ from noisylightning.transition import invert_transition
 
 __all__ = [
     "DawidSkene",
+    "accuracy_ceiling",
     "anchor_transition",
     "backward_cross_entropy",
     "bi_tempered_loss",
@@ -56,6 +64,7 @@ __all__ = [
     "exchangeable",
     "expectation",
     "expected_l1_error",
+    "expected_wrong_labels",
     "focal_loss",
     "forward_cross_entropy",
     "generalized_cross_entropy",
@@ -67,7 +76,9 @@ __all__ = [
     "label_smoothing",
     "log_softmax",
     "log_tempered_softmax",
+    "loss_floor",
     "mean_absolute_error",
+    "memorised_share",
     "name_rows",
     "names_warning",
     "noisy_log_likelihood",
@@ -86,4 +97,5 @@ __all__ = [
     "trusted_transition",
     "unhinged_loss",
     "validate_target",
+    "wrong_label_probability",
 ]
