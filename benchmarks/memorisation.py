@@ -68,7 +68,13 @@ def run(noise: str, loss: str, stops: bool, seed: int, arguments: argparse.Names
     """Train once and return what came out."""
     seed_everything(seed)
     data = MNISTDataModule(
-        arguments.data_dir, noise=NOISES[noise], noise_seed=seed, seed=seed, batch_size=128, with_index=True
+        arguments.data_dir,
+        noise=NOISES[noise],
+        noise_seed=seed,
+        seed=seed,
+        batch_size=128,
+        val_fraction=arguments.val_fraction,
+        with_index=True,
     )
     data.setup("fit")
     assert data.noisy_labels is not None
@@ -82,7 +88,6 @@ def run(noise: str, loss: str, stops: bool, seed: int, arguments: argparse.Names
         selected = ModelCheckpoint(folder, monitor="val_accuracy", mode="max")
         trainer = Trainer(
             max_epochs=arguments.epochs,
-            limit_train_batches=arguments.batches,
             accelerator="auto",
             devices=1,
             logger=False,
@@ -115,12 +120,12 @@ def main() -> None:
     parser.add_argument("--noises", nargs="+", choices=NOISES, default=["symmetric 0.5"])
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--width", type=int, default=1024, help="of the two hidden layers")
-    parser.add_argument("--batches", type=int, default=None, help="batches an epoch (default: all)")
+    parser.add_argument("--val-fraction", type=float, default=0.1, help="0.9 leaves little to train on: for a trial")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "memorisation.json")
     arguments = parser.parse_args()
 
-    settings = {name: getattr(arguments, name) for name in ("epochs", "width", "batches")}
+    settings = {name: getattr(arguments, name) for name in ("epochs", "width", "val_fraction")}
     runs: list[dict[str, Any]] = []
     if arguments.output.exists():
         found = json.loads(arguments.output.read_text())
