@@ -7,6 +7,8 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -296,10 +298,21 @@ def _gathered(runs: Sequence[Run]) -> list[Row]:
                 number += 1
             groups.setdefault((*place, *kind, number), []).append((run, weights))
     differ = differing_options(runs)
+    shown = {name: _without_common(name, [(run.options or {}).get(name, "-") for run in runs]) for name in differ}
+    places = {run.folder: place for place, run in enumerate(runs)}
     return [
-        Row(tuple(group), {name: (group[0][0].options or {}).get(name, "-") for name in differ})
+        Row(tuple(group), {name: shown[name][places[group[0][0].folder]] for name in differ})
         for group in groups.values()
     ]
+
+
+def _without_common(name: str, values: list[str]) -> list[str]:
+    """Leave out of lists of callbacks those that every run has, which may be long."""
+    if name != "trainer.callbacks":
+        return values
+    lists = [Counter(value.split(", ")) for value in values]
+    common = reduce(and_, lists)
+    return [", ".join((each - common).elements()) or "-" for each in lists]
 
 
 def differing_options(runs: Iterable[Run]) -> list[str]:
@@ -363,7 +376,8 @@ def run_names(rows: Sequence[Row]) -> list[str]:
     """
     folders = [run.folder for row in rows for run, _ in row.runs]
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
-    return [str(row.runs[0][0].folder.relative_to(common)) for row in rows]
+    names = [row.runs[0][0].folder.relative_to(common).parts for row in rows]
+    return ["/".join(part for part in parts if part != "lightning_logs") for parts in names]
 
 
 def _choices(rows: Sequence[Row]) -> list[str]:
@@ -468,14 +482,15 @@ def draw_comparison(rows: Sequence[Row], scores: Sequence[str]) -> Any:
     """
     from matplotlib.figure import Figure  # here: drawn where it is asked for alone
 
-    figure = Figure(figsize=(3.0 + 3.2 * len(scores), 1.2 + 0.36 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     shown = list(rows[0].options)[:_MOST_COLUMNS]
     labels = []
     for row, name, chosen in zip(rows, run_names(rows), _choices(rows), strict=True):
         several = f" ({len(row.runs)} runs)" if len(row.runs) > 1 else ""
         about = [f"{short} {_cut(row.options[option])}" for option, short in _short_names(shown).items()]
         labels.append(", ".join([name + several, *about, chosen]))
+    room = 0.5 + 0.07 * max(map(len, labels))  # inches
+    figure = Figure(figsize=(room + 3.0 * len(scores), 1.2 + 0.36 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     for panel, score in zip(panels, scores, strict=True):
         for place, row in enumerate(rows):
             _draw_row(panel, place, row, score)

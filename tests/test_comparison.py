@@ -127,6 +127,8 @@ def test_differences_are_named_where_classes_agree(write, tmp_path):
         "trainer.callbacks",
         "trainer.callbacks.EstimateTransitionCallback.stage_one_epochs",
     ]
+    rows = compare_runs(read_runs([tmp_path]))
+    assert [row.options["trainer.callbacks"] for row in rows] == ["-", "EarlyStopping"]  # beside what both have
 
 
 def test_it_says_what_is_no_fair_comparison_and_what_it_leaves_out(write, tmp_path, capsys):
