@@ -3,7 +3,12 @@
 Everywhere T is row-stochastic: T[i, j] = p(noisy = j | clean = i).
 """
 
-from noisylightning.callbacks import EstimateTransitionCallback, FineTuneOnTrusted, KnownTransitionCallback
+from noisylightning.callbacks import (
+    EstimateTransitionCallback,
+    FineTuneOnTrusted,
+    KnownTransitionCallback,
+    MemorisationStopping,
+)
 from noisylightning.corrections import (
     BackwardCorrection,
     Correction,
@@ -43,6 +48,7 @@ __all__ = [
     "ForwardCorrection",
     "ImportanceReweighting",
     "KnownTransitionCallback",
+    "MemorisationStopping",
     "NoCorrection",
     "NoisyLabelClassifier",
     "PartDependentEstimator",

@@ -7,6 +7,7 @@ changes one is noticed there first. Callbacks and strategies are told apart by n
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
@@ -56,6 +57,25 @@ def refuse_unsupported(trainer: Trainer) -> None:
                 f"EstimateTransitionCallback cannot restart what {type(callback).__name__} changes in the model:"
                 " run the two stages as two fits, with `noisylightning estimate` between them."
             )
+
+
+def refuse_test_monitors(trainer: Trainer) -> None:
+    """Stop on a callback or a schedule that would choose weights, epochs or rates by clean test data."""
+    watching = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks(trainer)]
+    for config in getattr(trainer.strategy, "lr_scheduler_configs", []):
+        watching.append((type(config.scheduler).__name__, config.monitor if config.reduce_on_plateau else None))
+    for name, monitor in watching:
+        if isinstance(monitor, str) and is_of_test_data(monitor):
+            raise BadValue(
+                f"{name}(monitor={monitor!r}) would choose by clean test data, which is looked at once, at the end:"
+                " choose by noisy validation data, monitor='val_loss' or monitor='val_accuracy' with mode='max'."
+            )
+
+
+def is_of_test_data(metric: str) -> bool:
+    """Whether a metric is of the test set, by its name: ``test_accuracy``, ``correction_last/test_accuracy``."""
+    words = re.split(r"[^a-z]+", metric.lower())
+    return "test" in words and words[0] not in ("val", "train")
 
 
 # Schedules
@@ -135,7 +155,8 @@ def listen_for_early_stopping(trainer: Trainer, heard: Callable[[Trainer], None]
     def fired() -> bool:
         """Tell early stopping's request from a timer's or a signal's."""
         return trainer.should_stop and any(
-            stopper.wait_count >= stopper.patience or stopper.stopped_epoch == trainer.current_epoch > 0
+            stopper.wait_count >= stopper.patience
+            or (stopper.stopped_epoch == trainer.current_epoch and stopper.stopping_reason_message is not None)
             for stopper in stoppers
         )
 

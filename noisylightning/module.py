@@ -1,5 +1,6 @@
 """The LightningModule: any backbone, trained on noisy labels with any correction."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from noisylightning.corrections import Correction, NoCorrection
+from noisylightning.corrections import Correction, ForwardCorrection, NoCorrection
 from noisylightning.errors import BadType, BadValue
-from noisylightning.internals import callbacks, data_attribute, reseed
+from noisylightning.functional.memorisation import is_of_the_sample
+from noisylightning.internals import callbacks, data_attribute, refuse_test_monitors, reseed
+from noisylightning.metrics import Memorisation
 from noisylightning.models import record_features, require_logits
-from noisylightning.transition import relative_l1_error
+from noisylightning.transition import Transition, relative_l1_error
 
 
 class _NoisyMetrics(nn.Module):
@@ -26,11 +29,13 @@ class _NoisyMetrics(nn.Module):
 
     _ENOUGH = 2**17  # logits put aside before they are measured
 
-    def __init__(self, correction: Correction) -> None:
+    def __init__(self, correction: Correction, memorisation: Memorisation | None = None) -> None:
         super().__init__()
         self.loss = MeanMetric(nan_strategy="disable")  # a NaN loss must show
         self.accuracy = MeanMetric()
+        self.memorisation = memorisation
         self._noisy_log_posterior = correction.noisy_log_posterior
+        self._transition_to_count_by = partial(_transition_to_count_by, correction)
         self._aside: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
         self._numel = 0
 
@@ -54,9 +59,23 @@ class _NoisyMetrics(nn.Module):
             observed = torch.cat(labels)
             if observed.is_floating_point():  # soft labels: the most probable one
                 observed = observed.argmax(dim=1)
-            correct = self._noisy_log_posterior(torch.cat(logits), **whole).argmax(dim=1) == observed
+            scores = torch.cat(logits)
+            correct = self._noisy_log_posterior(scores, **whole).argmax(dim=1) == observed
             self.accuracy.update(correct.float())
+            if self.memorisation is not None and (transition := self._transition_to_count_by()) is not None:
+                self.memorisation.update(scores, observed, transition)
         self._aside, self._numel = [], 0
+
+
+_MOST_CLASSES = 1000  # beyond which the shares of the classes, solved for by T at each epoch's end, take too long
+
+
+def _transition_to_count_by(correction: Correction) -> Transition | None:
+    """Return T where it says how many labels are wrong: not before it is known, nor where it is the sample's."""
+    transition = correction.T
+    if transition is None or transition.is_identity or is_of_the_sample(transition):
+        return None
+    return transition if transition.num_classes <= _MOST_CLASSES else None
 
 
 class NoisyLabelClassifier(LightningModule):
@@ -71,6 +90,9 @@ class NoisyLabelClassifier(LightningModule):
     - ``train_loss``, ``val_loss``: the corrected loss on the noisy labels;
     - ``train_accuracy``, ``val_accuracy``: how often the network's *noisy* prediction, the largest entry of p T, is the
       noisy label. It needs no clean label, and a network that has learnt the clean classes is not punished for it;
+    - ``train_memorised``, ``train_accuracy_ceiling``, ``train_loss_floor``, once there is a T of at most 1,000 classes:
+      what share of the wrong labels the network has learnt by heart, and the accuracy and, of forward cross-entropy,
+      the loss of one that knows the clean classes (:class:`~noisylightning.metrics.Memorisation`);
     - ``transition_error``: the relative L1 error of a T that learns, where the data module knows the true
       ``transition``;
     - ``test_loss``, ``test_accuracy``, ``test_balanced_accuracy`` (the mean over classes): cross-entropy and accuracies
@@ -128,7 +150,7 @@ class NoisyLabelClassifier(LightningModule):
         self.transition_lr = transition_lr
         self.backbone = self.build_backbone() if backbone is None else backbone
 
-        self.train_metrics = _NoisyMetrics(self.correction)
+        self.train_metrics = _NoisyMetrics(self.correction, Memorisation(num_classes))
         self.val_metrics = _NoisyMetrics(self.correction)
         self.test_metrics = MetricCollection(
             {
@@ -186,7 +208,9 @@ class NoisyLabelClassifier(LightningModule):
 
         Raises:
             RuntimeError: If neither the correction nor a callback has a T.
+            ValueError: If a callback or schedule would choose by clean test data.
         """
+        refuse_test_monitors(self.trainer)
         if not any(getattr(peer, "provides_transition", False) for peer in callbacks(self.trainer)):
             self.correction.require_transition()
         if self._seed is None:
@@ -229,6 +253,7 @@ class NoisyLabelClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the training metrics, before the callbacks that monitor them, and how far a T that learns is off."""
         self._log_metrics("train", self.train_metrics)
+        self._log_memorisation()
         transition, true = self.correction.T, data_attribute(self.trainer, "transition")
         if true is None or transition is None or transition.is_identity:
             return
@@ -244,6 +269,17 @@ class NoisyLabelClassifier(LightningModule):
         metrics.measure()
         self.log(f"{part}_loss", metrics.loss, prog_bar=True)
         self.log(f"{part}_accuracy", metrics.accuracy, prog_bar=True)
+
+    def _log_memorisation(self) -> None:
+        memorisation = self.train_metrics.memorisation
+        assert memorisation is not None
+        if memorisation.update_called:  # on every process or on none
+            found = memorisation.compute()
+            correction = self.correction
+            if not (isinstance(correction, ForwardCorrection) and correction.loss.is_cross_entropy):
+                del found["loss_floor"]
+            self.log_dict({f"train_{name}": value for name, value in found.items()}, sync_dist=True)
+            memorisation.reset()
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Measure p(clean | x) on clean labels."""

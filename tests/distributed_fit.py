@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from synchronized_norm import SynchronizeNorms
 from toy import CLASSES, FeatureMeans, ToyData, adam, anchored, classifier, counted, trainer
 
-from noisylightning import ForwardCorrection
+from noisylightning import ForwardCorrection, MemorisationStopping
 from noisylightning.phases import RefinementPhase
 from noisylightning.transition import NoiseAdaptation
 
@@ -82,9 +82,11 @@ def main() -> None:
     every = ModelCheckpoint(folder / "every", filename="{epoch}", save_top_k=-1)
     norm = spec.get("norm")  # None, "batch", "synchronized", or "torch" for torch's SyncBatchNorm
     statistics = BatchStatistics()
+    low = torch.full((CLASSES, CLASSES), 1 / CLASSES)  # a T that allows little
+    stops = [MemorisationStopping(0.0, low)] if spec.get("stops") else []
     run = trainer(
         folder,
-        [callback, every, *([statistics] if norm else [])],
+        [callback, every, *([statistics] if norm else []), *stops],
         max_epochs=4,
         enable_checkpointing=True,
         accelerator=spec.get("accelerator", "cpu"),
@@ -116,6 +118,8 @@ def main() -> None:
             "state": model.state_dict(),
             "layer": statistics.layer,
             "candidates": judged,
+            "epochs": run.current_epoch,
+            "memorised": run.callback_metrics["train_memorised"],
         },
         folder / f"rank{run.global_rank}.pt",
     )

@@ -12,6 +12,7 @@ for a set of stacks in which every fragment occurs.
 
 import json
 import os
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
 from itertools import product
@@ -165,6 +166,37 @@ def test_every_method_of_the_paper_and_every_loss_and_correction_since_has_a_fra
     learnt = {kind.__name__ for kind in LearntTransition.__subclasses__() if kind.__module__.startswith("noisylight")}
     assert losses | corrections | learnt <= words
     assert learnt == {kind.__name__ for kind in LEARNT.values()}
+
+
+def monitors_of(node: object) -> Iterator[str]:
+    """What a configuration chooses by, wherever in it."""
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "monitor")
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from monitors_of(inner)
+
+
+def test_every_file_chooses_by_noisy_validation_data():
+    monitors = {
+        monitor for path in CONFIGS.rglob("*.yaml") for monitor in monitors_of(yaml.safe_load(path.read_text()))
+    }
+    assert monitors <= {"val_accuracy", "val_loss"}
+    assert monitors
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--trainer.callbacks+=ModelCheckpoint", "--model.lr_scheduler=pytorch_lightning.cli.ReduceLROnPlateau"],
+)
+def test_the_command_does_not_choose_by_clean_test_data(option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = option.partition("=")[0].rstrip("+")
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    method = stack("digits/mlp", "methods/forward_known", "noise/symmetric_0.2")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *method, *quiet, option, f"--{name.lstrip('-')}.monitor=test_accuracy"])
+    assert "would choose by clean test data" in str(stopped.value)
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_noises_methods_and_bounds_set_no_key_in_common():

@@ -213,6 +213,14 @@ def test_fewer_samples_than_ranks_are_refused(tmp_path):
     assert "T cannot be estimated from 1 examples on 2 processes" in said
 
 
+def test_memorisation_stops_every_rank_after_the_same_epoch(tmp_path):
+    fit(tmp_path, stops=True)
+    zero, one = ranks(tmp_path)
+    assert zero["epochs"] == one["epochs"] < 4
+    assert torch.equal(zero["memorised"], one["memorised"])
+    assert torch.equal(zero["weights"], one["weights"])
+
+
 def test_spawned_processes_leave_the_transition_in_the_model(tmp_path):
     fit(tmp_path, strategy="ddp_spawn")
     (result,) = ranks(tmp_path)

@@ -172,6 +172,15 @@ def test_a_request_to_stop_may_be_taken_back_before_the_loop_obeys(tmp_path):
     assert stopper.stopped_epoch > 0
 
 
+def test_early_stopping_says_in_which_epoch_it_asked_also_in_the_first(tmp_path):
+    stopper = EarlyStopping("val_accuracy", mode="max", stopping_threshold=-1.0)
+    assert stopper.stopping_reason_message is None
+    assert fit(tmp_path, stopper).current_epoch == 1
+    assert stopper.stopped_epoch == 0
+    assert stopper.stopping_reason_message is not None
+    assert "stopping_reason_message" in stopper.state_dict()
+
+
 def test_a_timer_asks_to_stop_without_early_stopping(tmp_path):
     run = fit(tmp_path, Timer("00:00:00:00"), max_epochs=5)
     assert run.current_epoch < 5

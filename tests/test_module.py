@@ -10,6 +10,7 @@ from toy import (
     CLASSES,
     FEATURES,
     TRUE,
+    ForeignClassifier,
     Mixed,
     OfEachSample,
     ToyData,
@@ -22,12 +23,15 @@ from toy import (
 )
 
 from noisylightning import (
+    BackwardCorrection,
     FineTuneOnTrusted,
     ForwardCorrection,
     KnownTransitionCallback,
     NoCorrection,
     NoisyLabelClassifier,
 )
+from noisylightning.functional import clean_log_posterior, clean_priors
+from noisylightning.internals import is_of_test_data
 from noisylightning.results import evaluate_fit
 from noisylightning.transition import Transition
 
@@ -343,3 +347,76 @@ def test_a_transition_of_the_sample_trains_with_the_network(tmp_path):
     assert measured["val_accuracy"] == pytest.approx(float(accuracy), abs=1e-5)
     assert evaluate_fit(run, model, data)[-1].val_accuracy == pytest.approx(float(accuracy), abs=1e-5)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+# Memorisation
+
+
+def fit_that_stands_still(folder, correction):
+    """Its weights stay, so that the training metrics are of one network."""
+    data, model = ToyData(num_train=97), classifier(correction=correction, optimizer=still)
+    run = trainer(folder, max_epochs=1)
+    run.fit(model, data)
+    return model, data, run.callback_metrics
+
+
+def still(parameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.0)
+
+
+def test_memorisation_agrees_with_a_count_by_hand(tmp_path):
+    model, data, logged = fit_that_stands_still(tmp_path, ForwardCorrection(TRUE))
+    inputs, labels = data.train.tensors
+    with torch.no_grad():
+        posterior = clean_log_posterior(model(inputs).double(), labels, TRUE).exp()
+    priors = clean_priors(TRUE, labels.bincount())
+    wrong = 1 - posterior[torch.arange(97), labels]
+    memorised = 1 - wrong.sum() / (97 * (priors * (1 - TRUE.diagonal())).sum())
+    entropy = -torch.special.xlogy(TRUE, TRUE).sum(dim=1)
+    assert float(logged["train_memorised"]) == pytest.approx(float(memorised), abs=1e-5)
+    assert float(logged["train_accuracy_ceiling"]) == pytest.approx(float(priors @ TRUE.double().amax(dim=1)))
+    assert float(logged["train_loss_floor"]) == pytest.approx(float(priors @ entropy.double()))
+
+
+@pytest.mark.parametrize(
+    ("correction", "logged"),
+    [
+        (NoCorrection(num_classes=CLASSES), set()),
+        (ForwardCorrection(torch.eye(CLASSES)), set()),
+        (ForwardCorrection(Mixed()), set()),
+        (BackwardCorrection(TRUE), {"train_memorised", "train_accuracy_ceiling"}),
+    ],
+    ids=["no correction", "identity", "of the sample", "backward"],
+)
+def test_memorisation_is_logged_where_one_t_says_it(tmp_path, correction, logged):
+    named = {"train_memorised", "train_accuracy_ceiling", "train_loss_floor"}
+    assert named & fit_that_stands_still(tmp_path, correction)[2].keys() == logged
+
+
+# Clean test data
+
+
+@pytest.mark.parametrize("monitor", ["test_accuracy", "test_loss", "noisy_labels_best/test_accuracy", "test"])
+def test_a_fit_does_not_choose_by_clean_test_data(tmp_path, monitor):
+    run = trainer(tmp_path, [ModelCheckpoint(monitor=monitor)], enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"ModelCheckpoint\(monitor=.*would choose by clean test data"):
+        run.fit(uncorrected(), ToyData())
+    assert run.global_step == 0
+
+
+def test_a_schedule_does_not_choose_by_clean_test_data(tmp_path):
+    model = uncorrected(lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, monitor="test_loss"))
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau\(monitor='test_loss'\)"):
+        trainer(tmp_path).fit(model, ToyData())
+
+
+def test_a_foreign_fit_in_two_stages_does_not_choose_by_clean_test_data(tmp_path):
+    callback = anchored(2, correction=ForwardCorrection(num_classes=3), loss_attribute="criterion", monitor="test_acc",
+                        mode="max")  # fmt: skip
+    with pytest.raises(ValueError, match="would choose by clean test data"):
+        trainer(tmp_path, [callback]).fit(ForeignClassifier(), ToyData())
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "latest_loss", "val_test_time_accuracy", "train_test_gap", "contest"])
+def test_other_names_are_left_alone(monitor):
+    assert not is_of_test_data(monitor)

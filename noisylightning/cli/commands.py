@@ -17,6 +17,7 @@ from torch import Tensor
 from noisylightning.audit import Audit
 from noisylightning.cli.audit import audit_checkpoint, audit_file, publish_audit
 from noisylightning.cli.classes import import_class
+from noisylightning.cli.compare import compare
 from noisylightning.cli.help import COMMANDS, class_help
 from noisylightning.cli.parser import Parser
 from noisylightning.cli.save_config import SaveConfig
@@ -26,7 +27,7 @@ from noisylightning.errors import BadValue, NoSuchPackage, UserError
 from noisylightning.estimators import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory
 from noisylightning.estimators.standalone import estimate_from_data, estimate_from_predictions, estimate_with_trainer
-from noisylightning.internals import dev_batches
+from noisylightning.internals import dev_batches, refuse_test_monitors
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.predictions.writer import PredictionWriter
 from noisylightning.results import evaluate_fit, publish_results
@@ -208,6 +209,10 @@ class NoisyLightningCLI(LightningCLI):
         if self.subcommand != "fit" and path and Path(path).is_file() and given.get("data"):
             complete_arguments(given.data.class_path, given.data.init_args, path)
 
+    def before_fit(self) -> None:
+        """Refuse to choose by clean test data, whatever the model."""
+        refuse_test_monitors(self.trainer)
+
     def after_fit(self) -> None:
         """Show what the fit has reached."""
         if isinstance(self.model, NoisyLabelClassifier) and not dev_batches(self.trainer):
@@ -215,13 +220,16 @@ class NoisyLightningCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``noisylightning fit|validate|test|predict|estimate|audit``.
+    """Run ``noisylightning fit|validate|test|predict|estimate|audit|compare``.
 
     Args:
         args: Command-line arguments; ``sys.argv`` where they are left out.
     """
     given = sys.argv[1:] if args is None else args
     try:
+        if isinstance(given, list) and given[:1] == ["compare"]:
+            compare(given[1:])
+            return
         if isinstance(given, list) and (text := class_help(given)) is not None:
             print(text, end="")
             sys.exit()
@@ -239,7 +247,7 @@ def main(args: ArgsType = None) -> None:
                 parser_kwargs={
                     "prog": "noisylightning",
                     "command": "",
-                    **{name: {"command": name} for name in COMMANDS},
+                    **{name: {"command": name} for name, command in COMMANDS.items() if command.usage is None},
                 },
                 args=args,
             )

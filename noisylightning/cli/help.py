@@ -15,11 +15,15 @@ from noisylightning.errors import BadValue
 
 
 class Command(NamedTuple):
-    """What a command is for, an example, and the options that it alone has."""
+    """What a command is for, an example, and the options that it alone has.
+
+    ``usage`` is that of a command which runs no Trainer, so that these are all its options.
+    """
 
     purpose: str
     example: str
     options: dict[str, str]
+    usage: str | None = None
 
 
 _CHECKPOINT = "Weights to use: a checkpoint that a fit has left."
@@ -78,6 +82,17 @@ COMMANDS = {
             "output": "The folder for audit.csv, audit.parquet, audit.json and audit.html. Default: audit.",
         },
     ),
+    "compare": Command(
+        "Show what runs have reached without clean labels, the best first.",
+        "noisylightning compare lightning_logs --output comparison",
+        {
+            "by": "What they are ordered by: val_accuracy, on noisy validation data, or clean_accuracy, the estimate of"
+            " the clean one. Default: val_accuracy.",
+            "output": "Folder that compare.csv and compare.png go to. Default: none.",
+            "test": "Show the accuracy on the clean test set, too; nothing is ordered by it.",
+        },
+        "noisylightning compare RUN ... [--OPTION VALUE ...]",
+    ),
 }
 
 
@@ -85,8 +100,12 @@ def command_help(command: str) -> str:
     """Return a screen on a command, ``fit`` for example; on all of them for an empty name."""
     if not command:
         return _overview()
-    purpose, example, options = COMMANDS[command]
+    purpose, example, options, usage = COMMANDS[command]
     own = [(f"--{name}", text) for name, text in options.items()]
+    if usage is not None:
+        runs = "RUN is a run's folder, its summary.json, or a folder with runs in it."
+        texts = f"usage: {usage}", _wrapped(purpose), _shell(example, "  "), _wrapped(runs), f"options:\n{_table(own)}"
+        return "\n\n".join(texts) + "\n"
     shared = [
         ("--config", "YAML file of options, in any number; what comes later holds over what comes before."),
         ("--data", "Where samples and labels come from: a class, its arguments as --data.NAME."),

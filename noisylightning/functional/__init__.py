@@ -36,6 +36,13 @@ from noisylightning.functional.losses import (
     truncated_generalized_cross_entropy,
     unhinged_loss,
 )
+from noisylightning.functional.memorisation import (
+    accuracy_ceiling,
+    expected_wrong_labels,
+    loss_floor,
+    memorised_share,
+    wrong_label_probability,
+)
 from noisylightning.functional.names import (
     clean_priors,
     decide_names,
@@ -54,6 +61,7 @@ __all__ = [
     "DawidSkene",
     "ExpectedErrors",
     "LabelAudit",
+    "accuracy_ceiling",
     "anchor_transition",
     "audit_labels",
     "backward_cross_entropy",
@@ -71,6 +79,7 @@ __all__ = [
     "expectation",
     "expected_errors",
     "expected_l1_error",
+    "expected_wrong_labels",
     "focal_loss",
     "forward_cross_entropy",
     "generalized_cross_entropy",
@@ -83,7 +92,9 @@ __all__ = [
     "label_smoothing",
     "log_softmax",
     "log_tempered_softmax",
+    "loss_floor",
     "mean_absolute_error",
+    "memorised_share",
     "name_rows",
     "names_warning",
     "noisy_log_likelihood",
@@ -102,4 +113,5 @@ __all__ = [
     "trusted_transition",
     "unhinged_loss",
     "validate_target",
+    "wrong_label_probability",
 ]

@@ -140,6 +140,7 @@ class RunPhases(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what later phases begin from: the weights are on every process, and nothing is trained yet."""
+        internals.refuse_test_monitors(trainer)
         memory = self._memory
         if memory.seed is None:
             memory.seed = trainer.strategy.broadcast(torch.initial_seed())
