@@ -8,13 +8,17 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from noisylightning.corrections import Correction, NoCorrection
 from noisylightning.errors import BadType, BadValue
-from noisylightning.internals import callbacks, data_attribute, reseed
+from noisylightning.functional.clean_accuracy import Estimate, clean_accuracy
+from noisylightning.internals import callbacks, data_attribute, reseed, standard_error_of
 from noisylightning.models import record_features, require_logits
-from noisylightning.transition import relative_l1_error
+from noisylightning.transition import Transition, relative_l1_error
+
+MOST_COUNTED_CLASSES = 2048
+"""Up to so many classes a validation estimates the accuracy on clean labels, from C x C counts."""
 
 
 class _NoisyMetrics(nn.Module):
@@ -26,8 +30,9 @@ class _NoisyMetrics(nn.Module):
 
     _ENOUGH = 2**17  # logits put aside before they are measured
 
-    def __init__(self, correction: Correction) -> None:
+    def __init__(self, correction: Correction, counts: MulticlassConfusionMatrix | None = None) -> None:
         super().__init__()
+        self.counts = counts  # of (noisy label, predicted clean class)
         self.loss = MeanMetric(nan_strategy="disable")  # a NaN loss must show
         self.accuracy = MeanMetric()
         self._noisy_log_posterior = correction.noisy_log_posterior
@@ -54,9 +59,29 @@ class _NoisyMetrics(nn.Module):
             observed = torch.cat(labels)
             if observed.is_floating_point():  # soft labels: the most probable one
                 observed = observed.argmax(dim=1)
-            correct = self._noisy_log_posterior(torch.cat(logits), **whole).argmax(dim=1) == observed
+            scores = torch.cat(logits)
+            correct = self._noisy_log_posterior(scores, **whole).argmax(dim=1) == observed
             self.accuracy.update(correct.float())
+            if self.counts is not None:
+                self.counts.update(*countable(scores, torch.cat(labels)))
         self._aside, self._numel = [], 0
+
+
+def pair_counts(num_classes: int, correction: Correction) -> MulticlassConfusionMatrix | None:
+    """Make what counts (noisy label, predicted clean class); None where there is no T, or too many classes."""
+    if not correction.uses_transition or num_classes > MOST_COUNTED_CLASSES:
+        return None
+    return MulticlassConfusionMatrix(num_classes, ignore_index=correction.loss.ignore_index, validate_args=False)
+
+
+def countable(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return predicted clean classes and noisy labels to count, ``(N,)``.
+
+    None of soft labels, which T says nothing of, nor where a sample has many labels that depend on each other.
+    """
+    if labels.is_floating_point() or logits.ndim != 2:
+        return labels.new_empty(0, dtype=torch.long), labels.new_empty(0, dtype=torch.long)
+    return logits.argmax(dim=1), labels
 
 
 class NoisyLabelClassifier(LightningModule):
@@ -71,6 +96,9 @@ class NoisyLabelClassifier(LightningModule):
     - ``train_loss``, ``val_loss``: the corrected loss on the noisy labels;
     - ``train_accuracy``, ``val_accuracy``: how often the network's *noisy* prediction, the largest entry of p T, is the
       noisy label. It needs no clean label, and a network that has learnt the clean classes is not punished for it;
+    - ``val_clean_accuracy``, ``val_clean_accuracy_low``, ``val_clean_accuracy_high``: the accuracy of the clean
+      prediction on clean labels as it follows from the noisy ones, and its 95 % interval, once a T is known that is the
+      same for every sample, see :func:`~noisylightning.functional.clean_accuracy`; before, it is NaN for callbacks;
     - ``transition_error``: the relative L1 error of a T that learns, where the data module knows the true
       ``transition``;
     - ``test_loss``, ``test_accuracy``, ``test_balanced_accuracy`` (the mean over classes): cross-entropy and accuracies
@@ -129,7 +157,7 @@ class NoisyLabelClassifier(LightningModule):
         self.backbone = self.build_backbone() if backbone is None else backbone
 
         self.train_metrics = _NoisyMetrics(self.correction)
-        self.val_metrics = _NoisyMetrics(self.correction)
+        self.val_metrics = _NoisyMetrics(self.correction, pair_counts(num_classes, self.correction))
         self.test_metrics = MetricCollection(
             {
                 "test_accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
@@ -237,8 +265,41 @@ class NoisyLabelClassifier(LightningModule):
             self.log("transition_error", error, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
+        """Log the validation metrics, and the accuracy on clean labels that follows from them."""
         self._log_metrics("val", self.val_metrics)
+        counts = self.val_metrics.counts
+        if counts is None:
+            return
+        found = self.estimate_clean_accuracy(counts.compute())
+        counts.reset()
+        names = [f"val_clean_accuracy{bound}" for bound in ("", "_low", "_high")]
+        if found is None:  # what a callback monitors must be there from the first validation on
+            self.trainer.callback_metrics.update(dict.fromkeys(names, torch.tensor(torch.nan)))
+            return
+        for name, value in zip(names, (found.value, *found.interval()), strict=True):
+            # The same on every process, so that their largest is it, to the last bit.
+            self.log(name, value.float(), sync_dist=True, reduce_fx="max")
+
+    def estimate_clean_accuracy(self, counts: Tensor, transition: Transition | None = None) -> Estimate | None:
+        """Estimate the accuracy on clean labels from counts of noisy ones.
+
+        Args:
+            counts: How often held-out samples have (noisy label, predicted clean class), shape ``(C, C)``.
+            transition: T, where the correction has none.
+
+        Returns:
+            The estimate, with an interval from sampling and, where a callback knows them, from the standard errors of
+            T-hat; None without a T that is the same for every sample, with one that is singular, or with fewer than two
+            samples.
+        """
+        transition = self.correction.class_conditional or transition
+        if transition is None or int(counts.sum()) < 2:
+            return None
+        error = standard_error_of(self.trainer, transition.to_dense()) if self._trainer is not None else None
+        try:
+            return clean_accuracy(counts, transition, error)
+        except BadValue:
+            return None
 
     def _log_metrics(self, part: str, metrics: _NoisyMetrics) -> None:
         metrics.measure()

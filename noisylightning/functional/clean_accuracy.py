@@ -331,9 +331,7 @@ def condition_of(inverse: Tensor) -> float:
     return float(inverse.abs().sum(dim=1).max())
 
 
-def condition_warning(
-    transition: Tensor | Transition | str | Path, standard_error: Tensor | None = None
-) -> str | None:
+def condition_warning(transition: Tensor | Transition | str | Path, standard_error: Tensor | None = None) -> str | None:
     r"""Say in a sentence that T is nearly singular, or that its standard errors do not exclude that it is.
 
     Near a singular T intervals are wide. By the delta method they are too narrow where :math:`T^{-1} dT` is not small:
@@ -402,7 +400,7 @@ def row_variance(gradient: Tensor, standard_error: Tensor) -> Tensor:
 
 
 def _row_variance(apart: Tensor, together: Tensor, standard_error: Tensor) -> Tensor:
-    """Mix the variance of sums of independent errors with that of errors that go together; any further dimension last."""
+    """Mix the variance of sums of independent errors with that of errors that go together."""
     most = standard_error.amax(dim=1)
     squares = standard_error.square().sum(dim=1) - most.square()
     product = (standard_error.sum(dim=1) - most).square() - squares  # 2 sum s_a s_b over pairs
@@ -433,9 +431,7 @@ class _Clean:
     standard_error: Tensor | None
 
     @classmethod
-    def of(
-        cls, counts: Tensor, transition: Tensor | Transition | str | Path, standard_error: Tensor | None
-    ) -> _Clean:
+    def of(cls, counts: Tensor, transition: Tensor | Transition | str | Path, standard_error: Tensor | None) -> _Clean:
         inverse = invert(transition)
         check_counts(counts, len(inverse))
         _check_standard_error(standard_error, len(inverse))

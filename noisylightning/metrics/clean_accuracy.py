@@ -30,8 +30,8 @@ class CleanConfusionMatrix(CleanMetric):
         >>> for noisy, predicted in ([0, 0, 1, 1, 1], [0, 0, 0, 1, 1]), ([0, 0, 1, 1, 1], [0, 0, 1, 1, 1]):
         ...     metric.update(torch.tensor(predicted), torch.tensor(noisy))
         >>> metric.compute()
-        tensor([[ 0.5000,  0.0000],
-                [ 0.0000,  0.5000]])
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]])
     """
 
     counts: Tensor
@@ -80,12 +80,10 @@ class CleanAccuracy(CleanConfusionMatrix):
         >>> predicted = torch.cat([noisy[:74], 1 - noisy[74:]])  # 74 % of the noisy labels
         >>> metric.update(predicted, noisy)
         >>> metric.compute(), metric.interval()
-        (tensor(0.9000), (tensor(0.7559), tensor(1.0441)))
+        (tensor(0.9000), (tensor(0.7560), tensor(1.0440)))
     """
 
-    def __init__(
-        self, transition: Tensor | Transition | str | Path, average: Average = "micro", **kwargs: Any
-    ) -> None:
+    def __init__(self, transition: Tensor | Transition | str | Path, average: Average = "micro", **kwargs: Any) -> None:
         super().__init__(transition, **kwargs)
         if average not in ("micro", "macro", "none"):
             raise BadValue(f"average must be 'micro', 'macro' or 'none', got {average!r}.")
