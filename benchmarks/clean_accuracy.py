@@ -196,7 +196,7 @@ def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=1000, help="with a known T")
-    parser.add_argument("--estimates", type=int, default=200, help="with an estimated one")
+    parser.add_argument("--estimates", type=int, default=400, help="with an estimated one")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "clean_accuracy.json")
     arguments = parser.parse_args()
     settings = {
