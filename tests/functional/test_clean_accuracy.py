@@ -34,7 +34,9 @@ JOINT = torch.tensor([[0.3, 0.05, 0.02], [0.04, 0.25, 0.03], [0.01, 0.06, 0.24]]
 
 
 def close(found, expected, **tolerance):
-    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=torch.float64), **(tolerance or {"rtol": 1e-9, "atol": 1e-12}))
+    torch.testing.assert_close(
+        found, torch.as_tensor(expected, dtype=torch.float64), **(tolerance or {"rtol": 1e-9, "atol": 1e-12})
+    )
 
 
 # Theorems
@@ -289,6 +291,7 @@ def test_standard_errors_that_do_not_exclude_a_singular_transition_are_told():
 
 
 COUNTS = torch.tensor([[30, 1, 2], [3, 40, 4], [2, 2, 20]])
+UNSEEN = torch.tensor([[10, 0, 0], [0, 10, 0], [0, 0, 0]])
 
 
 @pytest.mark.parametrize(
@@ -306,13 +309,12 @@ COUNTS = torch.tensor([[30, 1, 2], [3, 40, 4], [2, 2, 20]])
         (lambda: clean_accuracy(COUNTS, T, torch.zeros(2, 2)), ValueError, r"standard errors are of shape \(2, 2\)"),
         (lambda: clean_accuracy(COUNTS, T, -torch.ones(3, 3)), ValueError, "negative or not finite"),
         (lambda: clean_accuracy(COUNTS, T, torch.full((3, 3), torch.nan)), ValueError, "negative or not finite"),
-        (lambda: clean_accuracy(10 * torch.eye(3).long() * torch.tensor([[1], [1], [0]]), T, average="macro"), ValueError,
-         "are of class 2, so its recall is unknown"),
+        (lambda: clean_accuracy(UNSEEN, T, average="macro"), ValueError, "are of class 2, so its recall is unknown"),
         (lambda: count_pairs(torch.tensor([0, 3]), torch.tensor([0, 1]), 3), ValueError, "Noisy labels must.* got 3"),
-        (lambda: count_pairs(torch.tensor([0, 2]), torch.tensor([0, -1]), 3), ValueError, "Predicted classes .* got -1"),
+        (lambda: count_pairs(torch.tensor([0, 2]), torch.tensor([0, -1]), 3), ValueError, "Predicted classes .*-1"),
         (lambda: count_pairs(torch.tensor([0, 2]), torch.tensor([0]), 3), ValueError, "give one of each a sample"),
         (lambda: Estimate(torch.tensor(0.5), torch.tensor(0.1)).interval(95), ValueError, r"\(0, 1\), got 95"),
-        (lambda: prediction_powered_accuracy(COUNTS, 0 * COUNTS, 0 * COUNTS, T), ValueError, "2 samples with a trusted"),
+        (lambda: prediction_powered_accuracy(COUNTS, 0 * COUNTS, 0 * COUNTS, T), ValueError, "2 samples with"),
         (lambda: prediction_powered_mean(torch.ones(3), torch.ones(2), torch.ones(3)), ValueError, "one of each"),
     ],
 )  # fmt: skip

@@ -75,7 +75,9 @@ def test_it_is_the_function_to_the_last_bit_in_any_order_batches_and_processes(n
 def test_classes_are_taken_for_scores_and_labels_to_ignore_count_nothing(name):
     make, tensors = METRICS[name]
     metric = make()
-    more = [torch.cat([tensor.argmax(dim=1) if tensor.ndim == 2 else tensor, torch.zeros(1).long()]) for tensor in tensors]
+    more = [
+        torch.cat([tensor.argmax(dim=1) if tensor.ndim == 2 else tensor, torch.zeros(1).long()]) for tensor in tensors
+    ]
     place = {"paired": 2}.get(name, 1)
     more[place][-1] = -100
     metric.update(*more)
