@@ -203,11 +203,11 @@ def test_the_table_fits_80_columns_and_leaves_unknown_cells_open(capsys):
 def test_the_table_has_the_accuracy_on_clean_labels_where_one_is_estimated(capsys):
     bounds = {"clean_accuracy": 0.9, "clean_accuracy_low": 0.8755, "clean_accuracy_high": 0.9245}
     known = Result(
-        "noisy labels", "x", 117, "ImportanceReweighting", "CrossEntropy", 1.0, 0.25, 0.2, 0.125, None, **bounds
+        "noisy labels", "x", 117, "ImportanceReweighting", "CrossEntropy", 0.5, 0.25, 0.2, 0.125, None, **bounds
     )
     unknown = Result("trusted", "last", 119, None, "CrossEntropy", None, None, None, None)
     lines = table_of(known, unknown, capsys=capsys)
     assert lines[0] == ["noisy", "clean", "clean", "T"]
     assert lines[1] == ["weights", "loss", "epoch", "val", "est.", "test", "error"]
-    assert lines[3][-7:] == ["100.00", "%", "90.0±2.4", "%", "25.00", "%", "0.1250"]
+    assert lines[3][-7:] == ["50.00", "%", "90.0±2.4", "%", "25.00", "%", "0.1250"]
     assert lines[4] == ["trusted,", "last", "CrossEntropy", "119", "-", "-", "-", "-"]
