@@ -6,15 +6,19 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
-from torch import Tensor
+from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from noisylightning.metrics.noisy import is_countable, pair_counts
 from noisylightning.module import NoisyLabelClassifier
+from noisylightning.transition import Transition
 
 
-def measure(trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataModule) -> dict[str, float]:
+def measure(
+    trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataModule, transition: Transition | None = None
+) -> dict[str, float]:
     """Measure a model, as it is, on noisy validation data and on the clean test set.
 
     The model is in evaluation and on the trainer's device; the trainer's ``limit_val_batches`` and
@@ -24,27 +28,43 @@ def measure(trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataMo
         trainer: The trainer of the model's fit, which says where and in what precision to compute.
         model: The model.
         data: The data module, set up.
+        transition: T that the accuracy on clean labels is estimated with where the model has none.
 
     Returns:
-        ``val_accuracy``, ``test_accuracy`` and ``test_balanced_accuracy``, those that there is data for.
+        ``val_accuracy``, ``test_accuracy`` and ``test_balanced_accuracy``, those that there is data for; where T is
+        known also ``val_clean_accuracy``, ``val_clean_accuracy_low`` and ``val_clean_accuracy_high``.
     """
 
     def accuracy(average: Any) -> MulticlassAccuracy:
         return MulticlassAccuracy(model.num_classes, average=average, validate_args=False)
 
-    def noisy_prediction(batch: Any) -> Tensor:
-        logits, of_samples = model.logits_of(batch)
-        return model.correction.noisy_log_posterior(logits, **of_samples)
-
     found: dict[str, float] = {}
     if trainer.limit_val_batches and _defines(data, "val_dataloader"):
-        noisy = MetricCollection({"val_accuracy": accuracy("micro")})
-        batches = _limited(_share(data.val_dataloader()), trainer.limit_val_batches)
-        found |= _run(trainer, model, batches, noisy, noisy_prediction)
+        metrics = nn.ModuleList([noisy := accuracy("micro")])
+        counts = pair_counts(model.num_classes, model.correction)
+        if counts is not None:
+            metrics.append(counts)
+
+        def validate(batch: Any) -> None:
+            logits, of_samples = model.logits_of(batch)
+            noisy.update(model.correction.noisy_log_posterior(logits, **of_samples), batch[1])
+            if counts is not None and is_countable(logits, batch[1]):
+                counts.update(logits.argmax(dim=1), batch[1])
+
+        _run(trainer, model, _limited(_share(data.val_dataloader()), trainer.limit_val_batches), validate, metrics)
+        found["val_accuracy"] = float(noisy.compute())
+        clean = None if counts is None else model.estimate_clean_accuracy(counts.compute(), transition)
+        if clean is not None:
+            bounds = zip(("", "_low", "_high"), (clean.value, *clean.interval()), strict=True)
+            found |= {f"val_clean_accuracy{name}": float(value.float()) for name, value in bounds}
     if trainer.limit_test_batches and _defines(data, "test_dataloader") and getattr(data, "has_test", True):
-        clean = MetricCollection({"test_accuracy": accuracy("micro"), "test_balanced_accuracy": accuracy("macro")})
-        batches = _limited(_share(data.test_dataloader()), trainer.limit_test_batches)
-        found |= _run(trainer, model, batches, clean, lambda batch: model(batch[0]))
+        tests = MetricCollection({"test_accuracy": accuracy("micro"), "test_balanced_accuracy": accuracy("macro")})
+
+        def test(batch: Any) -> None:
+            tests.update(model(batch[0]), batch[1])
+
+        _run(trainer, model, _limited(_share(data.test_dataloader()), trainer.limit_test_batches), test, tests)
+        found |= {name: float(value) for name, value in tests.compute().items()}
     return found
 
 
@@ -58,17 +78,15 @@ def _run(
     trainer: Trainer,
     model: NoisyLabelClassifier,
     batches: Iterable[Any],
-    metrics: MetricCollection,
-    prediction: Callable[[Any], Tensor],
-) -> dict[str, float]:
+    step: Callable[[Any], None],
+    metrics: nn.Module,
+) -> None:
     metrics.to(trainer.strategy.root_device)
     for batch in batches:
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.strategy.batch_to_device(model._on_before_batch_transfer(batch))
         with trainer.precision_plugin.forward_context():
-            predicted = prediction(batch)
-        metrics.update(predicted, batch[1])
-    return {name: float(value) for name, value in metrics.compute().items()}
+            step(batch)
 
 
 def _share(loader: Any) -> Any:

@@ -44,6 +44,17 @@ def data_attribute(trainer: Trainer, name: str) -> Any:
     return getattr(trainer.datamodule, name, None)  # type: ignore[attr-defined]
 
 
+def standard_error_of(trainer: Trainer, transition: Tensor) -> Tensor | None:
+    """Return the standard error of each entry of T, where a callback has estimated just this T and knows it."""
+    for callback in callbacks(trainer):
+        estimate, error = getattr(callback, "transition", None), getattr(callback, "standard_error", None)
+        if isinstance(estimate, Tensor) and isinstance(error, Tensor) and estimate.layout == transition.layout:
+            same = estimate.shape == transition.shape and torch.equal(transition.cpu(), estimate.to(transition.dtype))
+            if same:  # a T that learns on has left T-hat
+                return error
+    return None
+
+
 def refuse_unsupported(trainer: Trainer) -> None:
     """Stop on strategies and callbacks that a restart inside a fit would silently break."""
     if _is_a(trainer.strategy, _REFUSED_STRATEGIES):

@@ -1,6 +1,5 @@
 """The LightningModule: any backbone, trained on noisy labels with any correction."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,69 +12,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from noisylightning.corrections import Correction, ForwardCorrection, NoCorrection
 from noisylightning.errors import BadType, BadValue
-from noisylightning.functional.memorisation import is_of_the_sample
-from noisylightning.internals import callbacks, data_attribute, refuse_test_monitors, reseed
-from noisylightning.metrics import Memorisation
+from noisylightning.functional.clean_accuracy import Estimate, clean_accuracy
+from noisylightning.internals import callbacks, data_attribute, refuse_test_monitors, reseed, standard_error_of
+from noisylightning.metrics.memorisation import Memorisation
+from noisylightning.metrics.noisy import NoisyMetrics, pair_counts
 from noisylightning.models import record_features, require_logits
 from noisylightning.transition import Transition, relative_l1_error
-
-
-class _NoisyMetrics(nn.Module):
-    """Loss and accuracy on noisy labels over an epoch.
-
-    Steps only put their outputs aside, and a few of them are measured at once: on a small network measuring each by
-    itself would cost a third of the step.
-    """
-
-    _ENOUGH = 2**17  # logits put aside before they are measured
-
-    def __init__(self, correction: Correction, memorisation: Memorisation | None = None) -> None:
-        super().__init__()
-        self.loss = MeanMetric(nan_strategy="disable")  # a NaN loss must show
-        self.accuracy = MeanMetric()
-        self.memorisation = memorisation
-        self._noisy_log_posterior = correction.noisy_log_posterior
-        self._transition_to_count_by = partial(_transition_to_count_by, correction)
-        self._aside: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
-        self._numel = 0
-
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor, of_samples: dict[str, Tensor]) -> None:
-        """Put a batch's mean loss, logits, labels, and what a T of the sample asks for, aside."""
-        of_samples = {name: value.detach() for name, value in of_samples.items()}
-        self._aside.append((loss.detach(), logits.detach(), labels, of_samples))
-        self._numel += logits.numel()
-        if self._numel >= self._ENOUGH:
-            self.measure()
-
-    @torch.no_grad()
-    def measure(self) -> None:
-        """Bring the metrics up to date."""
-        if self._aside:
-            losses, logits, labels, of_samples = zip(*self._aside, strict=True)
-            # One value a sample: with "disable" torchmetrics 1.9 takes no notice of weights.
-            sizes = torch.tensor([len(batch) for batch in labels], device=losses[0].device)
-            self.loss.update(torch.stack(losses).repeat_interleave(sizes))
-            whole = {name: torch.cat([batch[name] for batch in of_samples]) for name in of_samples[0]}
-            observed = torch.cat(labels)
-            if observed.is_floating_point():  # soft labels: the most probable one
-                observed = observed.argmax(dim=1)
-            scores = torch.cat(logits)
-            correct = self._noisy_log_posterior(scores, **whole).argmax(dim=1) == observed
-            self.accuracy.update(correct.float())
-            if self.memorisation is not None and (transition := self._transition_to_count_by()) is not None:
-                self.memorisation.update(scores, observed, transition)
-        self._aside, self._numel = [], 0
-
-
-_MOST_CLASSES = 1000  # beyond which the shares of the classes, solved for by T at each epoch's end, take too long
-
-
-def _transition_to_count_by(correction: Correction) -> Transition | None:
-    """Return T where it says how many labels are wrong: not before it is known, nor where it is the sample's."""
-    transition = correction.T
-    if transition is None or transition.is_identity or is_of_the_sample(transition):
-        return None
-    return transition if transition.num_classes <= _MOST_CLASSES else None
 
 
 class NoisyLabelClassifier(LightningModule):
@@ -93,6 +35,9 @@ class NoisyLabelClassifier(LightningModule):
     - ``train_memorised``, ``train_accuracy_ceiling``, ``train_loss_floor``, once there is a T of at most 1,000 classes:
       what share of the wrong labels the network has learnt by heart, and the accuracy and, of forward cross-entropy,
       the loss of one that knows the clean classes (:class:`~noisylightning.metrics.Memorisation`);
+    - ``val_clean_accuracy``, ``val_clean_accuracy_low``, ``val_clean_accuracy_high``: the accuracy of the clean
+      prediction on clean labels as it follows from the noisy ones, and its 95 % interval, once a T is known that is the
+      same for every sample, see :func:`~noisylightning.functional.clean_accuracy`; before, it is NaN for callbacks;
     - ``transition_error``: the relative L1 error of a T that learns, where the data module knows the true
       ``transition``;
     - ``test_loss``, ``test_accuracy``, ``test_balanced_accuracy`` (the mean over classes): cross-entropy and accuracies
@@ -150,8 +95,8 @@ class NoisyLabelClassifier(LightningModule):
         self.transition_lr = transition_lr
         self.backbone = self.build_backbone() if backbone is None else backbone
 
-        self.train_metrics = _NoisyMetrics(self.correction, Memorisation(num_classes))
-        self.val_metrics = _NoisyMetrics(self.correction)
+        self.train_metrics = NoisyMetrics(self.correction, memorisation=Memorisation(num_classes))
+        self.val_metrics = NoisyMetrics(self.correction, counts=pair_counts(num_classes, self.correction))
         self.test_metrics = MetricCollection(
             {
                 "test_accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
@@ -240,7 +185,7 @@ class NoisyLabelClassifier(LightningModule):
         """Measure loss and accuracy on the noisy labels."""
         self._noisy_step(batch, self.val_metrics)
 
-    def _noisy_step(self, batch: Any, metrics: _NoisyMetrics) -> Tensor:
+    def _noisy_step(self, batch: Any, metrics: NoisyMetrics) -> Tensor:
         labels = batch[1]
         logits, of_samples = self.logits_of(batch)
         if not (self._outputs_checked or torch.compiler.is_compiling()):  # looking at values would break a graph in two
@@ -262,10 +207,43 @@ class NoisyLabelClassifier(LightningModule):
             self.log("transition_error", error, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
+        """Log the validation metrics, and the accuracy on clean labels that follows from them."""
         self._log_metrics("val", self.val_metrics)
+        counts = self.val_metrics.counts
+        if counts is None:
+            return
+        found = self.estimate_clean_accuracy(counts.compute())
+        counts.reset()
+        names = [f"val_clean_accuracy{bound}" for bound in ("", "_low", "_high")]
+        if found is None:  # what a callback monitors must be there from the first validation on
+            self.trainer.callback_metrics.update(dict.fromkeys(names, torch.tensor(torch.nan)))
+            return
+        for name, value in zip(names, (found.value, *found.interval()), strict=True):
+            # The same on every process, so that their largest is it, to the last bit.
+            self.log(name, value.float(), sync_dist=True, reduce_fx="max")
 
-    def _log_metrics(self, part: str, metrics: _NoisyMetrics) -> None:
+    def estimate_clean_accuracy(self, counts: Tensor, transition: Transition | None = None) -> Estimate | None:
+        """Estimate the accuracy on clean labels from counts of noisy ones.
+
+        Args:
+            counts: How often held-out samples have (noisy label, predicted clean class), shape ``(C, C)``.
+            transition: T, where the correction has none.
+
+        Returns:
+            The estimate, with an interval from sampling and, where a callback knows them, from the standard errors of
+            T-hat; None without a T that is the same for every sample, with one that is singular, or with fewer than two
+            samples.
+        """
+        transition = self.correction.class_conditional or transition
+        if transition is None or int(counts.sum()) < 2:
+            return None
+        error = standard_error_of(self.trainer, transition.to_dense()) if self._trainer is not None else None
+        try:
+            return clean_accuracy(counts, transition, error)
+        except BadValue:
+            return None
+
+    def _log_metrics(self, part: str, metrics: NoisyMetrics) -> None:
         metrics.measure()
         self.log(f"{part}_loss", metrics.loss, prog_bar=True)
         self.log(f"{part}_accuracy", metrics.accuracy, prog_bar=True)

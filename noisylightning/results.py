@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import rich.box
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
@@ -18,13 +20,15 @@ from torch import Tensor
 from noisylightning.atomic import written_whole
 from noisylightning.callbacks import EstimateTransitionCallback
 from noisylightning.corrections import Correction
+from noisylightning.errors import BadValue
 from noisylightning.evaluation import measure
 from noisylightning.functional.bootstrap import expected_l1_error
-from noisylightning.internals import callbacks, share_buffers, snapshot
+from noisylightning.functional.clean_accuracy import condition_warning
+from noisylightning.internals import callbacks, share_buffers, snapshot, standard_error_of
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.phases import RunPhases
 from noisylightning.run_folder import run_folder
-from noisylightning.transition import relative_l1_error
+from noisylightning.transition import Transition, relative_l1_error
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Result:
         test_balanced_accuracy: Its mean over classes.
         transition_error: Relative L1 error of T in the correction; None without one, or where the true T is not known.
         expected_transition_error: The one that T-hat's standard errors lead one to expect; None without them.
+        clean_accuracy: Accuracy of p(clean | x) on clean labels, as it follows by T from the noisy validation labels;
+            stage one's by the T of the fit's end. None without a T that is the same for every sample.
+        clean_accuracy_low: The lower bound of its 95 % interval.
+        clean_accuracy_high: The upper bound.
     """
 
     phase: str
@@ -54,6 +62,9 @@ class Result:
     test_balanced_accuracy: float | None
     transition_error: float | None
     expected_transition_error: float | None = None
+    clean_accuracy: float | None = None
+    clean_accuracy_low: float | None = None
+    clean_accuracy_high: float | None = None
 
 
 def evaluate_fit(trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataModule) -> list[Result]:
@@ -85,11 +96,12 @@ def evaluate_fit(trainer: Trainer, model: NoisyLabelClassifier, data: LightningD
     data.setup("test")
     results: list[Result] = []
     measured: tuple[dict[str, Any], dict[str, float]] | None = None
+    transition = deepcopy(model.correction.class_conditional)  # stage one's weights have none of their own
     with _borrowed(trainer, model), isolate_rng(), torch.no_grad():
         for weights in _weights(trainer, model):
             model.load_state_dict(weights.state, strict=model.strict_loading)
             if measured is None or not _same(trainer, measured[0], weights.state):
-                measured = weights.state, measure(trainer, model, data)
+                measured = weights.state, measure(trainer, model, data, transition)
             corrected = weights.phase != "noisy labels" and model.correction.uses_transition
             results.append(
                 Result(
@@ -103,9 +115,24 @@ def evaluate_fit(trainer: Trainer, model: NoisyLabelClassifier, data: LightningD
                     test_balanced_accuracy=measured[1].get("test_balanced_accuracy"),
                     transition_error=_error(model.correction, data) if corrected else None,
                     expected_transition_error=_expected(trainer, model.correction.transition) if corrected else None,
+                    clean_accuracy=measured[1].get("val_clean_accuracy"),
+                    clean_accuracy_low=measured[1].get("val_clean_accuracy_low"),
+                    clean_accuracy_high=measured[1].get("val_clean_accuracy_high"),
                 )
             )
+    if transition is not None:
+        _warn(transition, standard_error_of(trainer, transition.to_dense()))
     return results
+
+
+def _warn(transition: Transition, standard_error: Tensor | None) -> None:
+    """Say it where T leaves the accuracy on clean labels open."""
+    try:
+        sentence = condition_warning(transition, standard_error)
+    except BadValue as error:
+        sentence = str(error)
+    if sentence is not None:
+        rank_zero_warn(sentence)
 
 
 # Which weights
@@ -187,11 +214,8 @@ def _error(correction: Correction, data: LightningDataModule) -> float | None:
 
 
 def _expected(trainer: Trainer, transition: Tensor | None) -> float | None:
-    callback = _stage_one(trainer)
-    if callback is None or callback.standard_error is None or callback.transition is None or transition is None:
-        return None
-    same = torch.equal(transition.cpu(), callback.transition.to(transition.dtype))  # a T that learns on has left T-hat
-    return float(expected_l1_error(callback.standard_error)) if same else None
+    error = None if transition is None else standard_error_of(trainer, transition)
+    return None if error is None else float(expected_l1_error(error))
 
 
 # Telling
@@ -210,8 +234,13 @@ def print_results(results: Sequence[Result]) -> None:
         ───...
         correction, last  ForwardCorrection      3    50.00 %     75.00 %        -
     """
+    estimated = any(result.clean_accuracy is not None for result in results)
     table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("weights", "loss", "epoch", "noisy val", "clean test", "T error"):
+    for column in ("weights", "loss", "epoch", "noisy val", "clean est.", "clean test", "T error"):
+        if estimated and column not in ("weights", "loss", "epoch"):
+            column = column.replace(" ", "\n")  # else it would not fit 80 columns
+        elif column == "clean est.":
+            continue
         table.add_column(column, justify="left" if column in ("weights", "loss") else "right", no_wrap=True)
 
     def percent(value: float | None) -> str:
@@ -224,10 +253,17 @@ def print_results(results: Sequence[Result]) -> None:
             result.correction or result.loss,
             str(result.epoch),
             percent(result.val_accuracy),
+            *([_bounds(result)] if estimated else []),
             percent(result.test_accuracy),
             error,
         )
     Console().print(table)
+
+
+def _bounds(result: Result) -> str:
+    if result.clean_accuracy is None or result.clean_accuracy_high is None:
+        return "-"
+    return f"{100 * result.clean_accuracy:.1f}±{100 * (result.clean_accuracy_high - result.clean_accuracy):.1f} %"
 
 
 def publish_results(trainer: Trainer, results: Sequence[Result]) -> None:

@@ -11,11 +11,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import TensorDataset
 from toy import ToyData, anchored, classifier, trainer
 
-from noisylightning import NoisyLabelClassifier
+from noisylightning import ForwardCorrection, NoisyLabelClassifier
 from noisylightning.data import ArrayDataModule, SymmetricNoise
 from noisylightning.models import MLP
 from noisylightning.results import evaluate_fit, publish_results
 from noisylightning.run_folder import run_folder
+from noisylightning.transition import symmetric
+
+NOISE = symmetric(3, 0.3)
 
 
 class Uneven(ToyData):
@@ -30,7 +33,7 @@ class Uneven(ToyData):
 def arrays() -> ArrayDataModule:
     """One of our data modules, whose loaders pad nothing: 17 samples to validate, 17 to test."""
     inputs, labels = ToyData(num_train=90).train.tensors
-    noise = SymmetricNoise(0.3)
+    noise = SymmetricNoise(0.3)  # whose T is NOISE
     return ArrayDataModule(
         (inputs, labels), test=(inputs[:17], labels[:17]), noise=noise, batch_size=8, val_fraction=17 / 90
     )
@@ -53,7 +56,7 @@ def main() -> None:
     last = run_folder(run)
 
     torch.manual_seed(0)
-    own = NoisyLabelClassifier(MLP(5, 3, hidden=(8,)), num_classes=3)
+    own = NoisyLabelClassifier(MLP(5, 3, hidden=(8,)), ForwardCorrection(NOISE))
     short = trainer(folder, max_epochs=1, **spread)
     short.fit(own, arrays())
     fitted = {name: float(value) for name, value in short.callback_metrics.items() if name.startswith("val")}

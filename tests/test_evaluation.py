@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_results import Uneven, arrays
+from distributed_results import NOISE, Uneven, arrays
 from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler
-from toy import ToyData, classifier, trainer
+from toy import ToyData, classifier, clean_accuracy_by_hand, trainer
 
 from noisylightning import ForwardCorrection, NoisyLabelClassifier
 from noisylightning.evaluation import _share, measure
@@ -24,7 +24,8 @@ def by_hand(model: NoisyLabelClassifier, data) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
         inputs, noisy = data.val.tensors
-        noisy_prediction = model(inputs).softmax(dim=1) @ model.correction.transition
+        noisy_logits = model(inputs)
+        noisy_prediction = noisy_logits.softmax(dim=1) @ model.correction.transition
         inputs, clean = data.test.tensors
         logits = model(inputs).detach()
     correct = (logits.argmax(dim=1) == clean).float()
@@ -33,6 +34,7 @@ def by_hand(model: NoisyLabelClassifier, data) -> dict[str, float]:
         "test_accuracy": float(correct.mean()),
         "test_balanced_accuracy": float(torch.stack([correct[clean == i].mean() for i in clean.unique()]).mean()),
         "test_loss": float(nn.functional.cross_entropy(logits, clean)),
+        **clean_accuracy_by_hand(noisy_logits, noisy, model.correction.transition),
     }
 
 
@@ -45,6 +47,7 @@ def test_it_measures_what_a_count_by_hand_and_the_trainer_measure(tmp_path):
     expected = by_hand(model, data)
     for name, value in found.items():
         assert value == pytest.approx(expected[name], abs=1e-6), name
+    assert "val_clean_accuracy" in found
     measured = run.validate(model, data, verbose=False)[0] | run.test(model, data, verbose=False)[0]
     assert found == {name: measured[name] for name in found}
 
@@ -131,12 +134,14 @@ def test_two_processes_count_each_sample_of_any_data_module_once(distributed):
     expected = by_hand(model, Uneven())
     for name in ("val_accuracy", "test_accuracy", "test_balanced_accuracy"):
         assert last[name] == pytest.approx(expected[name], abs=1e-6), name
+    for bound in ("", "_low", "_high"):
+        assert last[f"clean_accuracy{bound}"] == pytest.approx(expected[f"val_clean_accuracy{bound}"], abs=1e-5)
     assert [row["phase"] for row in (first, last, best)] == ["noisy labels", "correction", "correction"]
 
 
 def test_two_processes_log_exact_validation_and_test_metrics_of_our_data_modules(distributed):
     """Uneven numbers of batches, nothing padded; the loss too is that of all samples."""
-    model, data = NoisyLabelClassifier(MLP(5, 3, hidden=(8,)), num_classes=3), arrays()
+    model, data = NoisyLabelClassifier(MLP(5, 3, hidden=(8,)), ForwardCorrection(NOISE)), arrays()
     model.load_state_dict(torch.load(distributed / "own.pt", weights_only=True))
     data.setup()
     whole = {"val": data.val_dataloader().dataset, "test": data.test_dataloader().dataset}
@@ -144,11 +149,17 @@ def test_two_processes_log_exact_validation_and_test_metrics_of_our_data_modules
     for kind, measured in (("val", "fitted"), ("test", "tested")):
         inputs, labels = whole[kind].__getitems__(list(range(17)))
         logits = model(inputs).detach()
-        accuracy = (logits.argmax(dim=1) == labels).float().mean()
-        loss = nn.functional.cross_entropy(logits, labels)
+        probs = logits.softmax(dim=1) @ NOISE if kind == "val" else logits.softmax(dim=1)
+        expected = {
+            f"{kind}_accuracy": float((probs.argmax(dim=1) == labels).float().mean()),
+            f"{kind}_loss": float(nn.functional.nll_loss(probs.log(), labels)),
+            **(clean_accuracy_by_hand(logits, labels, NOISE) if kind == "val" else {}),
+        }
         for rank in ranks(distributed):
-            assert rank[measured][f"{kind}_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
-            assert rank[measured][f"{kind}_loss"] == pytest.approx(float(loss), abs=1e-5)
+            for name, value in expected.items():
+                assert rank[measured][name] == pytest.approx(value, abs=1e-5), name
+    zero, one = ranks(distributed)
+    assert zero["fitted"] == one["fitted"]
 
 
 def test_two_processes_have_one_folder_and_one_table(distributed):

@@ -1,15 +1,19 @@
 """NoisyLabelClassifier: what it logs, predicts, saves and refuses."""
 
+from functools import partial
+
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import ReduceLROnPlateau
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from toy import (
     CLASSES,
     FEATURES,
     TRUE,
+    Counted,
     ForeignClassifier,
     Mixed,
     OfEachSample,
@@ -18,6 +22,7 @@ from toy import (
     anchored,
     backbone,
     classifier,
+    clean_accuracy_by_hand,
     trainer,
     uncorrected,
 )
@@ -32,8 +37,9 @@ from noisylightning import (
 )
 from noisylightning.functional import clean_log_posterior, clean_priors
 from noisylightning.internals import is_of_test_data
+from noisylightning.metrics.noisy import NoisyMetrics
 from noisylightning.results import evaluate_fit
-from noisylightning.transition import Transition
+from noisylightning.transition import SymmetricTransition, Transition
 
 
 def test_metrics_agree_with_a_count_by_hand(tmp_path):
@@ -58,17 +64,73 @@ def test_metrics_agree_with_a_count_by_hand(tmp_path):
         "test_accuracy": correct.float().mean(),
         "test_balanced_accuracy": balanced,
         "test_loss": nn.functional.cross_entropy(logits, clean),
+        **clean_accuracy_by_hand(logits, noisy, TRUE),
     }
     assert measured.keys() == expected.keys()
     for name, value in expected.items():
         assert measured[name] == pytest.approx(float(value), abs=1e-5), name
 
 
+def clean_names(metrics):
+    return {name for name in metrics if "clean" in name}
+
+
+@pytest.mark.parametrize(
+    ("correction", "known"),
+    [
+        (NoCorrection(num_classes=CLASSES), None),
+        (ForwardCorrection(torch.eye(CLASSES)), False),
+        (ForwardCorrection(torch.full((CLASSES, CLASSES), 1 / CLASSES)), False),
+        (ForwardCorrection(Mixed()), False),
+        (ForwardCorrection(SymmetricTransition(CLASSES, 0.2)), True),
+    ],
+    ids=["none", "identity", "singular", "of the sample", "structured"],
+)
+def test_accuracy_on_clean_labels_is_logged_where_a_class_conditional_t_is_known(tmp_path, correction, known):
+    """Else callbacks find that it is not a number, loggers nothing, and without any T nobody finds anything."""
+    run = trainer(tmp_path, [], logger=CSVLogger(tmp_path), max_epochs=1, log_every_n_steps=1)
+    run.fit(classifier(correction=correction), ToyData())
+    names = {f"val_clean_accuracy{bound}" for bound in ("", "_low", "_high")}
+    assert clean_names(run.callback_metrics) == (set() if known is None else names)
+    assert clean_names(run.logged_metrics) == (names if known else set())
+    assert all(bool(run.callback_metrics[name].isfinite()) == known for name in clean_names(run.callback_metrics))
+
+
+def test_soft_labels_say_nothing_of_clean_accuracy(tmp_path):
+    class Soft(ToyData):
+        def val_dataloader(self):
+            inputs, labels = self.val.tensors
+            return DataLoader(TensorDataset(inputs, nn.functional.one_hot(labels, CLASSES).float()), batch_size=16)
+
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(classifier(correction=ForwardCorrection(TRUE)), Soft())
+    assert run.callback_metrics["val_accuracy"] > 0
+    assert run.callback_metrics["val_clean_accuracy"].isnan()
+
+
+def test_its_interval_knows_the_standard_errors_of_an_estimate_and_a_checkpoint_may_monitor_it(tmp_path):
+    callback = anchored(1, estimator=partial(Counted, replicates=20))
+    checkpoint = ModelCheckpoint(tmp_path, monitor="val_clean_accuracy", mode="max")
+    run = trainer(tmp_path, [callback, checkpoint], max_epochs=3, enable_checkpointing=True)
+    model, data = classifier(), ToyData()
+    run.fit(model, data)
+    best = torch.load(checkpoint.best_model_path, weights_only=True)
+    assert best["epoch"] >= 1  # stage one has none
+    measured = {name: float(run.callback_metrics[name]) for name in clean_names(run.callback_metrics)}
+    assert float(checkpoint.best_model_score) >= measured["val_clean_accuracy"]
+    inputs, noisy = data.val.tensors
+    alone = clean_accuracy_by_hand(model.eval()(inputs).detach(), noisy, callback.transition)
+    assert measured["val_clean_accuracy"] == pytest.approx(alone["val_clean_accuracy"], abs=1e-5)
+    assert measured["val_clean_accuracy_low"] < alone["val_clean_accuracy_low"] - 1e-3
+    first, *_, chosen = evaluate_fit(run, model, data)
+    assert (chosen.selected_by, chosen.clean_accuracy) == ("val_clean_accuracy", float(checkpoint.best_model_score))
+    assert first.phase == "noisy labels"
+    assert first.clean_accuracy_low < first.clean_accuracy < first.clean_accuracy_high  # by T-hat, of the fit's end
+
+
 @pytest.mark.parametrize("enough", [1, 40, 10**9])
 def test_training_metrics_do_not_depend_on_how_many_batches_are_measured_at_once(tmp_path, monkeypatch, enough):
-    from noisylightning import module
-
-    monkeypatch.setattr(module._NoisyMetrics, "_ENOUGH", enough)
+    monkeypatch.setattr(NoisyMetrics, "ENOUGH", enough)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(uncorrected(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0)), ToyData(num_train=88))
     inputs, labels = ToyData(num_train=88).train.tensors

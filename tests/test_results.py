@@ -92,6 +92,9 @@ def test_each_result_is_what_its_weights_reach(two_stages):
         measured |= trainer("unused").test(model, data, verbose=False)[0]
         for name in ("val_accuracy", "test_accuracy", "test_balanced_accuracy"):
             assert getattr(result, name) == measured[name], name
+        if path != stage_one:
+            assert result.clean_accuracy == measured["val_clean_accuracy"]
+            assert result.clean_accuracy_high == measured["val_clean_accuracy_high"]
 
 
 def test_each_set_of_weights_is_measured_once(tmp_path, monkeypatch):
@@ -182,10 +185,29 @@ def test_the_last_line_says_where_things_are(tmp_path, capsys):
     assert {"transition.npy", "stage_one.ckpt", "summary.json"} <= {path.name for path in folder.iterdir()}
 
 
+def table_of(*results, capsys):
+    print_results(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    return [line.split() for line in lines]
+
+
 def test_the_table_fits_80_columns_and_leaves_unknown_cells_open(capsys):
     known = Result("noisy labels", "val_accuracy", 7, "ForwardCorrection", "CrossEntropy", 0.5, 0.25, 0.2, 0.125)
     unknown = Result("trusted", "last", 119, None, "CrossEntropy", None, None, None, None)
-    print_results([known, unknown])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = table_of(known, unknown, capsys=capsys)
     assert lines[2] == ["noisy", "labels,", "best", "ForwardCorrection", "7", "50.00", "%", "25.00", "%", "0.1250"]
     assert lines[3] == ["trusted,", "last", "CrossEntropy", "119", "-", "-", "-"]
+
+
+def test_the_table_has_the_accuracy_on_clean_labels_where_one_is_estimated(capsys):
+    bounds = {"clean_accuracy": 0.9, "clean_accuracy_low": 0.8755, "clean_accuracy_high": 0.9245}
+    known = Result(
+        "noisy labels", "x", 117, "ImportanceReweighting", "CrossEntropy", 0.5, 0.25, 0.2, 0.125, None, **bounds
+    )
+    unknown = Result("trusted", "last", 119, None, "CrossEntropy", None, None, None, None)
+    lines = table_of(known, unknown, capsys=capsys)
+    assert lines[0] == ["noisy", "clean", "clean", "T"]
+    assert lines[1] == ["weights", "loss", "epoch", "val", "est.", "test", "error"]
+    assert lines[3][-7:] == ["50.00", "%", "90.0±2.4", "%", "25.00", "%", "0.1250"]
+    assert lines[4] == ["trusted,", "last", "CrossEntropy", "119", "-", "-", "-", "-"]

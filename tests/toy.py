@@ -275,3 +275,14 @@ def estimate_by_hand(module: nn.Module, data: ToyData) -> torch.Tensor:
     with torch.no_grad():
         estimator.update(Predictions(module.eval()(inputs), labels))
     return estimator.compute()
+
+
+def clean_accuracy_by_hand(logits: torch.Tensor, noisy: torch.Tensor, transition: torch.Tensor) -> dict[str, float]:
+    scores = torch.linalg.inv(transition.double())[noisy, logits.argmax(dim=1)]
+    half = 1.959963984540054 * float(scores.std()) / len(scores) ** 0.5
+    mean = float(scores.mean())
+    return {
+        "val_clean_accuracy": mean,
+        "val_clean_accuracy_low": mean - half,
+        "val_clean_accuracy_high": mean + half,
+    }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue
-from noisylightning.functional.memorisation import accuracy_ceiling, is_of_the_sample
+from noisylightning.functional.memorisation import accuracy_ceiling
 from noisylightning.internals import callbacks
 from noisylightning.phases import RunPhases, TrustedPhase
 from noisylightning.transition import Transition, as_transition
@@ -73,7 +73,7 @@ class MemorisationStopping(EarlyStopping):
                 " uses T."
             )
         transition = self.transition if self.transition is not None or correction is None else correction.T
-        if transition is not None and is_of_the_sample(transition):
+        if transition is not None and not transition.is_class_conditional:
             raise BadValue(
                 f"MemorisationStopping needs one T for all samples, but {type(transition).__name__} depends on the"
                 " sample: give it another (transition, --trainer.callbacks.transition FILE)."

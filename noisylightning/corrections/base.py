@@ -87,6 +87,17 @@ class Correction(nn.Module):
         transition = self.T  # once: a module's lookups cost, and every step asks
         return transition is not None and transition.needs_features
 
+    @property
+    def class_conditional(self) -> Transition | None:
+        """T, where one was given and it is the same for every sample, but not the identity.
+
+        None without a T, as long as T awaits an estimate, and where it is the identity or depends on the sample.
+        """
+        transition = self.T
+        if transition is None or not self.has_transition or transition.waits or transition.is_identity:
+            return None
+        return transition if transition.is_class_conditional else None
+
     def initialize(self, num_classes: int) -> None:
         """Give an uninitialised correction its number of classes, with T the identity; else check that it agrees.
 

@@ -13,6 +13,14 @@ from noisylightning.functional.audit import (
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.bootstrap import expected_l1_error
 from noisylightning.functional.checks import validate_target
+from noisylightning.functional.clean_accuracy import (
+    Estimate,
+    clean_accuracy,
+    clean_accuracy_difference,
+    clean_confusion_matrix,
+    condition_warning,
+    count_pairs,
+)
 from noisylightning.functional.confident_joint import confident_joint_transition
 from noisylightning.functional.crowd import DawidSkene, dawid_skene
 from noisylightning.functional.dual import dual_transition
@@ -52,6 +60,7 @@ from noisylightning.functional.names import (
     same_up_to_names,
 )
 from noisylightning.functional.posterior import clean_log_posterior, importance_weights
+from noisylightning.functional.prediction_powered import prediction_powered_accuracy, prediction_powered_mean
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
 from noisylightning.functional.trusted import trusted_transition
 from noisylightning.tensors import expectation, log_softmax, pick
@@ -59,6 +68,7 @@ from noisylightning.transition import invert_transition
 
 __all__ = [
     "DawidSkene",
+    "Estimate",
     "ExpectedErrors",
     "LabelAudit",
     "accuracy_ceiling",
@@ -66,10 +76,15 @@ __all__ = [
     "audit_labels",
     "backward_cross_entropy",
     "bi_tempered_loss",
+    "clean_accuracy",
+    "clean_accuracy_difference",
+    "clean_confusion_matrix",
     "clean_log_posterior",
     "clean_log_probs",
     "clean_priors",
+    "condition_warning",
     "confident_joint_transition",
+    "count_pairs",
     "dawid_skene",
     "decide_names",
     "dual_transition",
@@ -101,6 +116,8 @@ __all__ = [
     "noisy_log_posterior",
     "normalized_cross_entropy",
     "pick",
+    "prediction_powered_accuracy",
+    "prediction_powered_mean",
     "ramp_loss",
     "reverse_cross_entropy",
     "same_up_to_names",

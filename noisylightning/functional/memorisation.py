@@ -118,13 +118,3 @@ def loss_floor(transition: Tensor, noisy_counts: Tensor) -> Tensor:
     """
     dense = transition.detach().cpu().double()
     return -(clean_priors(transition, noisy_counts) * torch.special.xlogy(dense, dense).sum(dim=1)).sum()
-
-
-def is_of_the_sample(transition: Transition) -> bool:
-    """Whether T depends on the sample, so that no one matrix says what it allows.
-
-    Example:
-        >>> is_of_the_sample(as_transition(torch.eye(2)))
-        False
-    """
-    return transition.needs_features or type(transition).at is not Transition.at

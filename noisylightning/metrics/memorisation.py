@@ -10,7 +10,6 @@ from noisylightning.errors import BadValue, NotReady
 from noisylightning.functional.exact_sums import from_fixed, to_fixed
 from noisylightning.functional.memorisation import (
     accuracy_ceiling,
-    is_of_the_sample,
     loss_floor,
     memorised_share,
     wrong_label_probability,
@@ -64,7 +63,7 @@ class Memorisation(Metric):
             ValueError: If T depends on the sample, or shapes do not go together.
         """
         transition = as_transition(transition, self.num_classes, copy=False)
-        if is_of_the_sample(transition):
+        if not transition.is_class_conditional:
             raise BadValue(
                 f"a {type(transition).__name__} depends on the sample, but what is memorised is counted by one T: give"
                 " its mean, transition.to_dense()."

@@ -64,6 +64,11 @@ class Transition(nn.Module):
         """T, shape ``(C, C)``."""
         raise NotImplementedError(f"{type(self).__name__} defines no to_dense(): a Transition must.")
 
+    @property
+    def is_class_conditional(self) -> bool:
+        """Whether T is the same for every sample, so that noise depends on the class alone."""
+        return not self.needs_features and type(self).at is Transition.at
+
     def at(self, features: Tensor | None, index: Tensor | None) -> Transition:
         """The T of these samples: itself, but for a T that depends on the sample.
 

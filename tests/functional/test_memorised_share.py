@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from noisylightning.functional.memorisation import (
     accuracy_ceiling,
     expected_wrong_labels,
-    is_of_the_sample,
     loss_floor,
     memorised_share,
     wrong_label_probability,
 )
-from noisylightning.transition import GroupedTransition, SymmetricTransition, as_transition, symmetric
+from noisylightning.transition import symmetric
 
 
 def drawn(seed: int, classes: int = 4, samples: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,9 +91,3 @@ def test_zeros_in_t_cost_nothing():
     assert float(loss_floor(T, torch.tensor([1.0, 0.0]))) == pytest.approx(0)
     impossible = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert wrong_label_probability(torch.zeros(1, 2), torch.tensor([1]), impossible).tolist() == [1.0]
-
-
-def test_a_t_of_the_sample_is_told():
-    assert not is_of_the_sample(as_transition(torch.eye(3)))
-    assert not is_of_the_sample(SymmetricTransition(3, 0.2))
-    assert is_of_the_sample(GroupedTransition(torch.eye(3)[None], torch.tensor([0])))
