@@ -17,8 +17,8 @@ from noisylightning.estimators import (
     within_fit,
 )
 from noisylightning.functional.consensus import most_central
+from noisylightning.functional.verdict import doubt
 from noisylightning.phases.base import Candidate, Fit, Phase
-from noisylightning.phases.evidence import doubt
 from noisylightning.phases.folds import Plan, whole
 from noisylightning.phases.identity import identify
 from noisylightning.phases.report import report

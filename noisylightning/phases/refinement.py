@@ -164,12 +164,13 @@ class RefinementPhase(FoldsPhase):
         identity, *others = memory.candidates
         gain, error, rival = _evidence(others[0], identity, labels) if others else (0.0, 0.0, "")
         evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against {rival}"
+        memory.gain = gain, error
         if gain > _SURE * error:
             best = others[0]
-            order, named = self._names(fit, best)
+            order, memory.named = self._names(fit, best)
             standard_error = None if best.standard_error is None else best.standard_error[order]
             memory.transition, memory.standard_error = best.transition[order], standard_error
-            report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts, named=named)
+            report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts, named=memory.named)
         else:
             found = f"{others[0].name}: {evidence}" if others else "each was left out"
             memory.transition, memory.standard_error = torch.eye(fit.num_classes), None

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisylightning.phases.evidence import doubt
+from noisylightning.functional.verdict import doubt, judge
 from noisylightning.transition import from_flips, symmetric
 
 
