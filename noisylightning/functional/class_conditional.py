@@ -13,6 +13,7 @@ from noisylightning.transition import validate_transition
 
 _LLOYD_STEPS = 25
 _EM_STEPS = 100
+_SUREST = (1 / 8, 1 / 4, 1 / 2)
 _LEAST = 1e-12  # share of a class in a mixture: below it numbers become slow, and matter no more
 
 
@@ -21,15 +22,21 @@ class ClassConditionalTest:
     """What :func:`class_conditional_test` finds.
 
     Attributes:
-        p_value: Probability of a statistic at least as large if noise depends on the class alone.
+        p_value: Twice the smaller of the two that follow, at most 1.
+        of_mixtures: Probability of a statistic at least as large if noise depends on the class alone.
+        of_accuracy: Probability of a surplus at least as large if noise depends on the class alone.
         statistic: Twice the log-likelihood that free histograms of labels gain on mixtures of T's rows.
         expected: Its mean if noise depends on the class alone.
+        surplus: By how many standard errors the accuracy of the surest samples, by their labels and T, is above one.
         num_groups: Number of groups of samples that look alike.
     """
 
     p_value: float
+    of_mixtures: float
+    of_accuracy: float
     statistic: float
     expected: float
+    surplus: float
     num_groups: int
 
 
@@ -45,13 +52,20 @@ def class_conditional_test(
 ) -> ClassConditionalTest:
     r"""Test whether noisy labels depend on the features only through the clean class, by one T.
 
-    Samples that are predicted alike are parted into groups that look alike (k-means of the features). Whatever share
-    :math:`\pi_{gi}` of group g is truly of class i, its labels then have the distribution :math:`\pi_g T`, a point in
-    the convex hull of T's rows. The statistic is twice the log-likelihood ratio of the groups' own histograms and of
-    the best mixtures, :math:`2 \sum_g \min_{\pi_g} N_g\, KL(h_g \| \pi_g T)`: no :math:`\pi` is taken from the network,
-    so that its mistakes are no evidence against T. Its distribution under the assumption is simulated: T varies by its
-    standard errors, and each group's labels are drawn from its mean posterior over the classes, given x and label,
-    times T. Where noise varies within a class some groups have fewer wrong labels, or others, than any mixture allows.
+    Two things are tested, each at half the level, neither of which takes the network's word for the class of a sample,
+    so that its mistakes are no evidence against T.
+
+    - Mixtures. Samples predicted alike are parted into groups that look alike, by k-means of the features. Whatever
+      share :math:`\pi_{gi}` of group g is truly of class i, its labels have the distribution :math:`\pi_g T`, a point
+      in the convex hull of T's rows. The statistic is twice the log-likelihood ratio of the groups' own histograms
+      :math:`h_g` and the best mixtures, :math:`2 \sum_g \min_{\pi_g} N_g\, KL(h_g \| \pi_g T)`.
+    - Accuracy. By labels and T the accuracy of any set of samples is the mean of :math:`(T^{-1})_{y \hat y}`, and no
+      set's can be above one. Where samples that are easy to tell are labelled better than the rest of their class, that
+      of the samples that the network is surest of is. The statistic is the largest of its excesses over one, in
+      standard errors, for the surest eighth, quarter, half and all.
+
+    Both distributions are simulated: T varies by its standard errors; the labels of a group are drawn from the mixture,
+    of three that are likely, under which its ratio is largest, those of predictions as if all were right.
 
     Groups do not depend on labels as long as the network has not seen them: pass held-out samples.
 
@@ -62,7 +76,7 @@ def class_conditional_test(
         transition: T, ``(C, C)``.
         standard_error: That of each entry of T-hat, ``(C, C)``; none where T is known.
         group_size: Mean number of samples in a group.
-        replicates: Number of simulations B; no p-value is below ``1 / (B + 1)``.
+        replicates: Number of simulations B; no p-value is below ``2 / (B + 1)``.
         seed: Of the groups and of the simulations.
 
     Returns:
@@ -80,11 +94,11 @@ def class_conditional_test(
         >>> T = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
         >>> noisy = torch.multinomial(T[clean], 1, generator=generator).flatten()
         >>> logits = 9.0 * torch.nn.functional.one_hot(clean)
-        >>> round(class_conditional_test(logits, noisy, features, T).p_value, 1)
-        0.5
+        >>> class_conditional_test(logits, noisy, features, T).p_value > 0.05
+        True
         >>> noisy[features[:, 0] < 0] = 0  # a part of class 0 has no wrong label
         >>> class_conditional_test(logits, noisy, features, T).p_value
-        0.005
+        0.01
     """
     num_classes = logits.shape[-1]
     validate_transition(transition, num_classes)
@@ -106,17 +120,65 @@ def class_conditional_test(
     counts = _sums(groups, torch.nn.functional.one_hot(labels, num_classes).double())
     sizes = counts.sum(dim=1, keepdim=True)
     if (T.sum(dim=0)[labels] == 0).any():
-        return ClassConditionalTest(0.0, torch.inf, 0.0, len(counts))  # a label that no class has
-    mixture = _sums(groups, clean_log_posterior(logits, labels, T).exp().nan_to_num(0.0)) / sizes
-    mixture = mixture / mixture.sum(dim=1, keepdim=True)
+        return ClassConditionalTest(0.0, 0.0, 1.0, torch.inf, 0.0, 0.0, len(counts))  # a label that no class has
     random = np.random.default_rng(seed)
     drawn = torch.from_numpy(_vary(T, standard_error, replicates, random))
-    shares = (mixture @ drawn).numpy()
-    simulated = random.multinomial(sizes.flatten().long().numpy(), shares / shares.sum(axis=-1, keepdims=True))
-    null = mixture_excess(torch.from_numpy(simulated).double(), T).sum(dim=1)
+    null = _null(_sums(groups, clean_log_posterior(logits, labels, T).exp().nan_to_num(0.0)), sizes, drawn, T, random)
     statistic = mixture_excess(counts, T).sum()
-    p_value = (1 + int((null >= statistic).sum())) / (1 + replicates)
-    return ClassConditionalTest(p_value, float(statistic), float(null.mean()), len(counts))
+    of_mixtures = (1 + int((null >= statistic).sum())) / (1 + replicates)
+    surplus, null_surplus = _surplus(logits, labels, T, drawn, random)
+    of_accuracy = (1 + int((null_surplus >= surplus).sum())) / (1 + replicates)
+    p_value = min(1.0, 2 * min(of_mixtures, of_accuracy))
+    return ClassConditionalTest(
+        p_value, of_mixtures, of_accuracy, float(statistic), float(null.mean()), float(surplus), len(counts)
+    )
+
+
+def _surplus(
+    logits: Tensor, labels: Tensor, transition: Tensor, drawn: Tensor, random: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return by how many standard errors the accuracy of the surest samples is above one, and simulations ``(B,)``.
+
+    Of the surest eighth, quarter, half and all of them the largest. The simulated network is always right.
+    """
+    inverse, singular = torch.linalg.inv_ex(transition)
+    if int(singular):
+        return torch.tensor(0.0), torch.zeros(len(drawn))
+    num, num_classes = logits.shape
+    sureness, predicted = logits.log_softmax(dim=1).max(dim=1)
+    rank = sureness.argsort(descending=True, stable=True).argsort()
+    block = sum((rank >= num * share).long() for share in _SUREST)
+    cell = (block * num_classes + predicted) * num_classes + labels
+    shape = len(_SUREST) + 1, num_classes, num_classes
+    counts = cell.bincount(minlength=shape[0] * shape[1] * shape[2]).view(shape)
+    rows = np.broadcast_to(drawn.numpy()[:, None], (len(drawn), *shape))
+    simulated = torch.from_numpy(random.multinomial(counts.sum(dim=-1).numpy(), rows))
+
+    def score(tables: Tensor) -> Tensor:
+        tables = tables.double().cumsum(dim=-3)  # block, predicted, label
+        sizes = tables.sum(dim=(-2, -1)).clamp_min(1)
+        mean = (tables * inverse.T).sum(dim=(-2, -1)) / sizes
+        square = (tables * inverse.T.square()).sum(dim=(-2, -1)) / sizes
+        error = ((square - mean.square()).clamp_min(_LEAST) / sizes).sqrt()
+        return ((mean - 1) / error).amax(dim=-1)
+
+    return score(counts), score(simulated)
+
+
+def _null(mixture: Tensor, sizes: Tensor, drawn: Tensor, transition: Tensor, random: np.random.Generator) -> Tensor:
+    """Simulate the statistic, ``(B,)``: of each group with the classes' shares under which its excess is the largest.
+
+    A network may be less sure than it is right, and purer groups have larger excesses; but in a group of one class
+    alone there are not the few samples of others whose labels are at odds with any share. So three are tried.
+    """
+    excesses = []
+    for shares in (mixture, mixture**2, mixture == mixture.amax(dim=1, keepdim=True)):
+        labels = ((shares / shares.sum(dim=1, keepdim=True)).to(drawn) @ drawn).numpy()
+        counts = random.multinomial(sizes.flatten().long().numpy(), labels / labels.sum(axis=-1, keepdims=True))
+        excesses.append(mixture_excess(torch.from_numpy(counts).double(), transition))
+    found = torch.stack(excesses, dim=-1)  # (B, G, 3)
+    largest = found.mean(dim=0).argmax(dim=-1)
+    return found.gather(-1, largest.expand(len(found), -1)[..., None]).sum(dim=(1, 2))
 
 
 def mixture_excess(counts: Tensor, transition: Tensor) -> Tensor:
@@ -190,7 +252,7 @@ def _sums(groups: Tensor, rows: Tensor) -> Tensor:
 
 def _vary(transition: Tensor, standard_error: Tensor | None, replicates: int, random: np.random.Generator) -> np.ndarray:
     """Draw T's around T-hat, ``(B, C, C)``: gamma variables of its mean and deviation, rows divided by their sums."""
-    mean = np.broadcast_to(transition.numpy(), (replicates, *transition.shape))
+    mean = np.tile(transition.numpy(), (replicates, 1, 1))
     if standard_error is None:
         return mean
     if standard_error.shape != transition.shape:

@@ -1,4 +1,4 @@
-"""What contradicts T-hat is said; what does not is left in peace."""
+"""What contradicts T-hat is said, what does not is left in peace; and the verdict on it."""
 
 import re
 
@@ -55,3 +55,80 @@ def test_a_sparse_transition_is_doubted_as_the_dense_one(seed, accuracy):
     dense[:, 2:] *= torch.rand(5, 3, generator=generator) < 0.7
     dense = dense / dense.sum(dim=1, keepdim=True)
     assert doubt(dense.to_sparse(), accuracy=accuracy) == doubt(dense, accuracy=accuracy)
+
+
+# The verdict
+
+
+def test_good_evidence_is_enough():
+    verdict = judge(symmetric(10, 0.2), accuracy=0.78, gain=(0.05, 0.01), p_value=0.4)
+    assert (verdict.decision, verdict.corrects, verdict.flipped, verdict.exchangeable) == ("correct", True, (), ())
+    assert verdict.sentence.startswith("Correct: a held-out label is more probable with T-hat, by +0.0500 ± 0.0100")
+    assert "(p = 0.4)." in verdict.sentence
+    assert verdict.condition == pytest.approx((1 / (1 - 0.2 * 10 / 9) - 1) * 2 * 9 / 10 + 1, rel=1e-5)
+
+
+def test_what_was_not_measured_is_said():
+    said = judge(symmetric(10, 0.2)).sentence
+    assert said.startswith("Correct: nobody measured whether T-hat foretells labels better than no T; whether noise")
+    assert said.endswith("was not tested.")
+
+
+@pytest.mark.parametrize(
+    ("transition", "evidence", "reason"),
+    [
+        (torch.eye(3), {}, "T-hat is the identity"),
+        (symmetric(3, 0.2), {"gain": (0.01, 0.01)}, r"does not make a held-out label surely more probable, by \+0.0100"),
+        (symmetric(3, 0.2), {"gain": (-0.1, 0.01), "p_value": 0.01}, "surely more probable, by -0.1000"),
+        (symmetric(3, 0.2), {"accuracy": 0.4}, "0.800 of the labels are right, though"),
+        (torch.full((3, 3), 1 / 3), {"gain": (0.1, 0.01)}, "its rows are alike"),
+    ],
+)
+def test_where_nothing_speaks_for_it_there_is_no_correction(transition, evidence, reason):
+    verdict = judge(transition, **evidence)
+    assert verdict.decision == "do not correct"
+    assert not verdict.corrects
+    assert re.search(reason, verdict.sentence)
+    assert verdict.sentence.endswith("take the weights of plain training that noisy validation data chose.")
+
+
+NEARLY_SINGULAR = torch.tensor([[0.503, 0.497, 0.0], [0.497, 0.503, 0.0], [0.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("transition", "evidence", "reason"),
+    [
+        (symmetric(3, 0.2), {"p_value": 0.05}, r"have different noise \(p = 0.05\), or T-hat is off"),
+        (from_flips(3, {0: 1, 1: 0}, 0.45), {}, "noisy labels cannot tell apart cat and dog"),
+        (from_flips(3, {0: 1}, 0.6), {"named": True}, "labelled as another than as themselves: cat as dog"),
+        (NEARLY_SINGULAR, {"named": True}, "nearly singular, of condition number 167"),
+    ],
+)
+def test_what_speaks_against_the_estimate_of_accuracy_leaves_the_correction(transition, evidence, reason):
+    verdict = judge(transition, gain=(0.05, 0.01), class_names=["cat", "dog", "eel"], **evidence)
+    assert verdict.decision == "correct, but do not trust the estimate of accuracy"
+    assert re.search(reason, verdict.sentence)
+
+
+def test_trusted_labels_settle_names():
+    transition = from_flips(3, {0: 1, 1: 0}, 0.45)
+    assert judge(transition).exchangeable == ((0, 1),)
+    assert judge(transition, named=True).decision == "correct"
+
+
+@pytest.mark.parametrize("transition", [symmetric(4, 0.3), from_flips(4, {0: 1, 2: 3}, 0.6)])
+def test_a_sparse_transition_is_judged_as_the_dense_one(transition):
+    assert judge(transition.to_sparse(), p_value=0.3) == judge(transition, p_value=0.3)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "message"),
+    [
+        ({"p_value": 1.5}, "p_value is a probability, got 1.5"),
+        ({"gain": (0.1, -1.0)}, "gain is a difference of log-likelihoods and its standard error"),
+        ({"gain": (float("nan"), 1.0)}, "gain is a difference"),
+    ],
+)
+def test_evidence_that_is_none_is_refused(evidence, message):
+    with pytest.raises(ValueError, match=message):
+        judge(symmetric(3, 0.2), **evidence)
