@@ -86,7 +86,11 @@ def _transition(
     assert known is not None
     transition = known.detach().cpu()
     estimate = None if callback is None else callback.transition
-    if estimate is None or callback is None or not torch.equal(estimate.to_dense().to(transition.dtype), transition.to_dense()):
+    if (
+        estimate is None
+        or callback is None
+        or not torch.equal(estimate.to_dense().to(transition.dtype), transition.to_dense())
+    ):
         return transition, None
     return estimate, callback.standard_error
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from toy import CLASSES, TRUE, ToyData, anchored, classifier, trainer
 from torch.utils.data import DataLoader, TensorDataset
+from toy import CLASSES, FEATURES, TRUE, Indexed, anchored, classifier, trainer
 
 from noisylightning import ForwardCorrection, NoCorrection, judging
 from noisylightning.functional.class_conditional import class_conditional_test
@@ -18,14 +18,13 @@ from noisylightning.run_folder import run_folder
 pytestmark = pytest.mark.filterwarnings("ignore:T-hat contradicts the evidence")  # after so few epochs it may
 
 
-class Validated(ToyData):
+class Validated(Indexed):
     """Toy data with enough noisy validation samples for a test."""
 
     def val_dataloader(self) -> DataLoader:
         generator = torch.Generator().manual_seed(5)
         clean = torch.arange(900) % CLASSES
-        width = self.train.tensors[0].shape[1]
-        inputs = 4 * torch.nn.functional.one_hot(clean, width) + torch.randn(900, width, generator=generator)
+        inputs = 4 * torch.nn.functional.one_hot(clean, FEATURES) + torch.randn(900, FEATURES, generator=generator)
         labels = torch.multinomial(TRUE[clean], 1, generator=generator).flatten()
         return DataLoader(TensorDataset(inputs, labels), batch_size=64)
 
@@ -48,10 +47,9 @@ def test_it_tests_the_chosen_weights_on_validation_data_and_leaves_no_trace(tmp_
 
     model.load_state_dict(torch.load(run.checkpoint_callback.best_model_path, weights_only=True)["state_dict"])
     inputs, labels = data.val_dataloader().dataset.tensors
-    layers = model.eval().backbone
-    features = torch.nn.Sequential(*list(layers.children())[:-1])(inputs) if len(list(layers.children())) else inputs
+    model.eval()
     with torch.no_grad():
-        expected = class_conditional_test(model(inputs), labels, features.flatten(1), TRUE)
+        expected = class_conditional_test(model(inputs), labels, model.backbone[:-1](inputs), TRUE)
     assert verdict.p_value == pytest.approx(expected.p_value)
     assert verdict == judge(model.correction.transition, p_value=verdict.p_value, shares=labels.bincount())
     assert verdict.gain is None
@@ -64,9 +62,9 @@ def test_refinement_says_how_much_t_gains(tmp_path):
     gain, error = callback.gain
     assert error >= 0
     verdict = judge_fit(run, model, data, evaluate_fit(run, model, data))
-    if verdict is not None:  # T = identity may have been chosen
-        assert (verdict.gain, verdict.gain_error) == (gain, error)
-        assert verdict.corrects == (gain > 2 * error) or not verdict.corrects
+    assert (verdict.gain, verdict.gain_error) == (gain, error)
+    assert callback.transition.equal(torch.eye(CLASSES)) == (gain <= 2 * error)
+    assert not (verdict.corrects and gain <= 2 * error)
 
 
 def test_without_a_t_there_is_no_verdict(tmp_path):
@@ -76,7 +74,7 @@ def test_without_a_t_there_is_no_verdict(tmp_path):
 
 def test_too_few_samples_are_said_to_be_untested(tmp_path, monkeypatch):
     run, model, data = fitted(tmp_path, correction=ForwardCorrection(TRUE), max_epochs=1)
-    monkeypatch.setattr(Validated, "val_dataloader", ToyData.val_dataloader)
+    monkeypatch.setattr(Validated, "val_dataloader", Indexed.val_dataloader)
     verdict = judge_fit(run, model, data, evaluate_fit(run, model, data))
     assert verdict.p_value is None
     assert "was not tested" in verdict.sentence

@@ -4,6 +4,7 @@ from noisylightning.functional.anchor import anchor_transition
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.bootstrap import expected_l1_error
 from noisylightning.functional.checks import validate_target
+from noisylightning.functional.class_conditional import ClassConditionalTest, class_conditional_test
 from noisylightning.functional.confident_joint import confident_joint_transition
 from noisylightning.functional.crowd import DawidSkene, dawid_skene
 from noisylightning.functional.dual import dual_transition
@@ -38,14 +39,18 @@ from noisylightning.functional.names import (
 from noisylightning.functional.posterior import clean_log_posterior, importance_weights
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
 from noisylightning.functional.trusted import trusted_transition
+from noisylightning.functional.verdict import Verdict, judge
 from noisylightning.tensors import expectation, log_softmax, pick
 from noisylightning.transition import invert_transition
 
 __all__ = [
+    "ClassConditionalTest",
     "DawidSkene",
+    "Verdict",
     "anchor_transition",
     "backward_cross_entropy",
     "bi_tempered_loss",
+    "class_conditional_test",
     "clean_log_posterior",
     "clean_priors",
     "confident_joint_transition",
@@ -63,6 +68,7 @@ __all__ = [
     "importance_weights",
     "inverse_rows",
     "invert_transition",
+    "judge",
     "label_loss",
     "label_smoothing",
     "log_softmax",

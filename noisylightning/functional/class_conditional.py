@@ -250,7 +250,9 @@ def _sums(groups: Tensor, rows: Tensor) -> Tensor:
     return rows.new_zeros(int(groups.max()) + 1, rows.shape[1]).index_add_(0, groups, rows)
 
 
-def _vary(transition: Tensor, standard_error: Tensor | None, replicates: int, random: np.random.Generator) -> np.ndarray:
+def _vary(
+    transition: Tensor, standard_error: Tensor | None, replicates: int, random: np.random.Generator
+) -> np.ndarray:
     """Draw T's around T-hat, ``(B, C, C)``: gamma variables of its mean and deviation, rows divided by their sums."""
     mean = np.tile(transition.numpy(), (replicates, 1, 1))
     if standard_error is None:

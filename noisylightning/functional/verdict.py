@@ -120,7 +120,9 @@ def _check(gain: tuple[float, float] | None, p_value: float | None) -> None:
     if p_value is not None and not 0 <= p_value <= 1:
         raise BadValue(f"p_value is a probability, got {p_value}: pass that of class_conditional_test.")
     if gain is not None and not (math.isfinite(gain[0]) and gain[1] >= 0):
-        raise BadValue(f"gain is a difference of log-likelihoods and its standard error, as paired_gain gives, got {gain}.")
+        raise BadValue(
+            f"gain is a difference of log-likelihoods and its standard error, as paired_gain gives, got {gain}."
+        )
 
 
 def _against(
@@ -153,7 +155,9 @@ def _distrust(
 
     found = []
     if p_value is not None and p_value <= _LEVEL:
-        found.append(f"samples of one class that look different have different noise (p = {p_value:.3g}), or T-hat is off")
+        found.append(
+            f"samples of one class that look different have different noise (p = {p_value:.3g}), or T-hat is off"
+        )
     if groups:
         told = "; nor ".join(" and ".join(map(name, group)) for group in groups)
         found.append(f"noisy labels cannot tell apart {told}")

@@ -44,7 +44,9 @@ def test_the_excess_is_the_likelihood_ratio_of_the_best_mixture():
         mixture = np.exp(z) / np.exp(z).sum()
         return -2 * np.sum(n[n > 0] * np.log((mixture @ transition)[n > 0] / (n[n > 0] / n.sum())))
 
-    expected = [minimize(lost, np.zeros(3), args=(n,), method="Nelder-Mead", options={"maxiter": 9999}).fun for n in counts]
+    expected = [
+        minimize(lost, np.zeros(3), args=(n,), method="Nelder-Mead", options={"maxiter": 9999}).fun for n in counts
+    ]
     found = mixture_excess(torch.from_numpy(counts), TRUE)
     np.testing.assert_allclose(found, expected, atol=0.05)
     assert min(expected) > 1

@@ -78,7 +78,11 @@ def test_what_was_not_measured_is_said():
     ("transition", "evidence", "reason"),
     [
         (torch.eye(3), {}, "T-hat is the identity"),
-        (symmetric(3, 0.2), {"gain": (0.01, 0.01)}, r"does not make a held-out label surely more probable, by \+0.0100"),
+        (
+            symmetric(3, 0.2),
+            {"gain": (0.01, 0.01)},
+            r"does not make a held-out label surely more probable, by \+0.0100",
+        ),
         (symmetric(3, 0.2), {"gain": (-0.1, 0.01), "p_value": 0.01}, "surely more probable, by -0.1000"),
         (symmetric(3, 0.2), {"accuracy": 0.4}, "0.800 of the labels are right, though"),
         (torch.full((3, 3), 1 / 3), {"gain": (0.1, 0.01)}, "its rows are alike"),
