@@ -3,14 +3,14 @@
     python benchmarks/verdict.py --data-dir DATA [--features FEATURES.npz]
 
 For each noise, networks are trained on the frozen inputs as a fit with refinement does it: two, each on one half, with
-T in a forward-corrected loss, from whose predictions of the other half T-hat is made by expectation maximisation, and one
-on all training samples, with that T-hat. The test sees this network's predictions and features of held-out samples.
+T in a forward-corrected loss, from whose predictions of the other half T-hat is made by expectation maximisation; and
+one on all training samples, with that T-hat, whose predictions and features of held-out samples the test sees.
 Where noise depends on the class alone, labels are drawn anew 200 times, those of the training half for T-hat as well as
 the held-out ones, networks staying as they are; where it does not, in as many seeds as are asked for, all is done anew.
 
 The inputs are MNIST's, and, with ``--features``, features of CIFAR-10's training images in the arrays x and y, for
-which ``cifar10n.npz`` in the data folder has the labels people gave. Writes ``benchmarks/results/verdict.json`` after each
-row, and ``verdict.md``; rows that are in the file are not run again.
+which ``cifar10n.npz`` in the data folder has the labels people gave. Writes ``benchmarks/results/verdict.json`` after
+each row, and ``verdict.md``; rows that are in the file are not run again.
 """
 
 import argparse
