@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from noisylightning.models import record_features
 from noisylightning.module import NoisyLabelClassifier
-from noisylightning.predictions.gather import gather
+from noisylightning.predictions.gather import gather_rows
 from noisylightning.predictions.record import Predictions
 
 
@@ -87,9 +87,15 @@ def validation_predictions(
         return None
     num = sum(map(len, labels))
     index = torch.arange(num) if places is None else torch.tensor(places[:num])
-    held_out = torch.ones(num, dtype=torch.bool)
-    share = Predictions(torch.cat(logits), torch.cat(labels), index, held_out, torch.cat(features))
-    return Predictions.concatenate(gather(share))
+    share = {
+        "index": index,
+        "logits": torch.cat(logits),
+        "noisy_labels": torch.cat(labels),
+        "features": torch.cat(features),
+    }
+    parts = list(gather_rows(share))
+    whole = {name: torch.cat([part[name] for part in parts]) for name in share}
+    return Predictions(**whole, held_out=torch.ones(len(whole["index"]), dtype=torch.bool))  # checked on all alike
 
 
 def _batches(trainer: Trainer, model: NoisyLabelClassifier, batches: Iterable[Any]) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """What a fit has reached: its weights measured on noisy validation data and on the clean test set."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -191,6 +192,8 @@ def _recommended(verdict: Verdict, results: Sequence[Result]) -> Result | None:
 def _publish_verdict(folder: Path, verdict: Verdict, recommended: Result | None) -> None:
     which = None if recommended is None else {"phase": recommended.phase, "selected_by": recommended.selected_by}
     content = {**asdict(verdict), "sentence": verdict.sentence, "recommended": which}
+    if verdict.condition is not None and math.isinf(verdict.condition):
+        content["condition"] = None  # JSON has no infinity; the sentence says it
     with written_whole(folder / "verdict.json") as path:
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     Console().print(verdict.sentence, soft_wrap=True, highlight=False, markup=False)

@@ -81,11 +81,16 @@ def test_too_few_samples_are_said_to_be_untested(tmp_path, monkeypatch):
     assert "was not tested" in verdict.sentence
 
 
-@pytest.mark.parametrize("corrects", [True, False])
-def test_it_is_printed_and_left_with_what_it_recommends(tmp_path, capsys, monkeypatch, corrects):
+SINGULAR = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("transition", "corrects"), [(TRUE, True), (SINGULAR, True), (torch.eye(CLASSES), False)], ids=["", "singular", "I"]
+)
+def test_it_is_printed_and_left_with_what_it_recommends(tmp_path, capsys, transition, corrects):
     run, model, data = fitted(tmp_path, [anchored(1)], max_epochs=2)
     results = evaluate_fit(run, model, data)
-    verdict = judge(TRUE if corrects else torch.eye(CLASSES), named=True)
+    verdict = judge(transition, named=True)
     publish_results(run, results, verdict)
     said = capsys.readouterr().out.splitlines()
     assert said[-2] == verdict.sentence
