@@ -1,6 +1,6 @@
 """Accuracies outside the Trainer's loops: nothing is logged, and each sample counts once on any number of processes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -12,7 +12,10 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from noisylightning.metrics.noisy import is_countable, pair_counts
+from noisylightning.models import record_features
 from noisylightning.module import NoisyLabelClassifier
+from noisylightning.predictions.gather import gather_rows
+from noisylightning.predictions.record import Predictions
 from noisylightning.transition import Transition
 
 
@@ -68,6 +71,60 @@ def measure(
     return found
 
 
+@torch.no_grad()
+def validation_predictions(
+    trainer: Trainer, model: NoisyLabelClassifier, data: LightningDataModule
+) -> Predictions | None:
+    """Return what the model, as it is, says of the noisy validation data, with features; see :func:`measure`.
+
+    Args:
+        trainer: The trainer of the model's fit.
+        model: The model; features are what goes into the last ``nn.Linear`` of its backbone.
+        data: The data module, set up.
+
+    Returns:
+        Scores of the clean classes, noisy labels and features of all samples, in their order, the same on every
+        process; None where there is no validation data, or its samples cannot be told apart.
+
+    Raises:
+        ValueError: If the backbone has no such layer.
+    """
+    if not trainer.limit_val_batches or not _defines(data, "val_dataloader"):
+        return None
+    loader = _share(data.val_dataloader())
+    places = getattr(loader, "sampler", None) if trainer.world_size > 1 else None
+    if trainer.world_size > 1 and not isinstance(places, list):
+        return None  # each process reads it as it comes
+    logits, labels, features = [], [], []
+    with record_features(model.backbone) as recorded:
+        for batch in _batches(trainer, model, _limited(loader, trainer.limit_val_batches)):
+            with trainer.precision_plugin.forward_context():
+                found = model(batch[0])
+            logits.append(found.float().cpu())
+            labels.append(batch[1].cpu())
+            features.append(recorded(len(found)).float().cpu())
+    if not labels or any(part.ndim != 1 or part.is_floating_point() for part in labels):
+        return None
+    num = sum(map(len, labels))
+    index = torch.arange(num) if places is None else torch.tensor(places[:num])
+    share = {
+        "index": index,
+        "logits": torch.cat(logits),
+        "noisy_labels": torch.cat(labels),
+        "features": torch.cat(features),
+    }
+    parts = list(gather_rows(share))
+    whole = {name: torch.cat([part[name] for part in parts]) for name in share}
+    return Predictions(**whole, held_out=torch.ones(len(whole["index"]), dtype=torch.bool))  # checked on all alike
+
+
+def _batches(trainer: Trainer, model: NoisyLabelClassifier, batches: Iterable[Any]) -> Iterator[Any]:
+    """Bring batches to the model's device, as the trainer's loops do."""
+    for batch in batches:
+        batch = trainer.precision_plugin.convert_input(batch)
+        yield trainer.strategy.batch_to_device(model._on_before_batch_transfer(batch))
+
+
 def _defines(data: LightningDataModule, loader: str) -> bool:
     base = next(kind for kind in type(data).__mro__ if kind.__name__ == "DataHooks")
     return getattr(type(data), loader) is not getattr(base, loader)
@@ -82,9 +139,7 @@ def _run(
     metrics: nn.Module,
 ) -> None:
     metrics.to(trainer.strategy.root_device)
-    for batch in batches:
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = trainer.strategy.batch_to_device(model._on_before_batch_transfer(batch))
+    for batch in _batches(trainer, model, batches):
         with trainer.precision_plugin.forward_context():
             step(batch)
 

@@ -13,6 +13,9 @@ from toy import ToyData, anchored, classifier, trainer
 
 from noisylightning import ForwardCorrection, NoisyLabelClassifier
 from noisylightning.data import ArrayDataModule, SymmetricNoise
+from noisylightning.evaluation import validation_predictions
+from noisylightning.fit_weights import borrowed
+from noisylightning.judging import judge_fit
 from noisylightning.models import MLP
 from noisylightning.results import evaluate_fit, publish_results
 from noisylightning.run_folder import run_folder
@@ -52,7 +55,10 @@ def main() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     results = evaluate_fit(run, model, data)
     untouched = all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    publish_results(run, results)
+    verdict = judge_fit(run, model, data, results)
+    publish_results(run, results, verdict)
+    with borrowed(run, model):
+        predictions = validation_predictions(run, model, data)
     last = run_folder(run)
 
     torch.manual_seed(0)
@@ -65,6 +71,8 @@ def main() -> None:
     found = {
         "results": [asdict(result) for result in results],
         "untouched": untouched,
+        "decision": verdict.decision,
+        "predicted": {name: getattr(predictions, name).tolist() for name in ("logits", "noisy_labels", "features")},
         "folder": str(last),
         "fitted": fitted,
         "tested": tested,

@@ -139,6 +139,17 @@ def test_two_processes_count_each_sample_of_any_data_module_once(distributed):
     assert [row["phase"] for row in (first, last, best)] == ["noisy labels", "correction", "correction"]
 
 
+def test_two_processes_bring_the_validation_predictions_together_in_order(distributed):
+    found = ranks(distributed)[0]["predicted"]
+    model, (inputs, labels) = classifier().eval(), Uneven().val.tensors
+    model.load_state_dict(torch.load(distributed / "model.pt", weights_only=True))
+    with torch.no_grad():
+        expected = {"logits": model(inputs), "features": model.backbone[:-1](inputs)}
+    assert found["noisy_labels"] == labels.tolist()
+    for name, value in expected.items():
+        torch.testing.assert_close(torch.tensor(found[name]), value, msg=name)
+
+
 def test_two_processes_log_exact_validation_and_test_metrics_of_our_data_modules(distributed):
     """Uneven numbers of batches, nothing padded; the loss too is that of all samples."""
     model, data = NoisyLabelClassifier(MLP(5, 3, hidden=(8,)), ForwardCorrection(NOISE)), arrays()
@@ -167,6 +178,7 @@ def test_two_processes_have_one_folder_and_one_table(distributed):
     assert zero["folder"] == one["folder"]
     assert {path.name for path in Path(zero["folder"]).iterdir()} >= {
         "summary.json",
+        "verdict.json",
         "stage_one.ckpt",
         "transition.csv",
     }

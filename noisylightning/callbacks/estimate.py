@@ -139,6 +139,20 @@ class EstimateTransitionCallback(RunPhases):
         return self._memory.standard_error
 
     @property
+    def gain(self) -> tuple[float, float] | None:
+        """By how much a held-out label is more probable with T-hat than without it, or than by the labels' shares.
+
+        The difference of the mean log-likelihoods, and its standard error, paired over samples, as the last round of
+        refinement has found them; None before, and where T-hat is not refined.
+        """
+        return self._memory.gain
+
+    @property
+    def named(self) -> bool:
+        """Whether trusted labels have told apart the classes that noisy ones cannot, in refinement."""
+        return self._memory.named
+
+    @property
     def stage_one_epoch(self) -> int:
         """Epoch of the weights that T-hat comes from; -1 before."""
         return self._estimation.epoch

@@ -28,6 +28,7 @@ from noisylightning.estimators import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory
 from noisylightning.estimators.standalone import estimate_from_data, estimate_from_predictions, estimate_with_trainer
 from noisylightning.internals import dev_batches, refuse_test_monitors
+from noisylightning.judging import judge_fit
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.predictions.writer import PredictionWriter
 from noisylightning.results import evaluate_fit, publish_results
@@ -216,7 +217,9 @@ class NoisyLightningCLI(LightningCLI):
     def after_fit(self) -> None:
         """Show what the fit has reached."""
         if isinstance(self.model, NoisyLabelClassifier) and not dev_batches(self.trainer):
-            publish_results(self.trainer, evaluate_fit(self.trainer, self.model, self.datamodule))
+            results = evaluate_fit(self.trainer, self.model, self.datamodule)
+            verdict = judge_fit(self.trainer, self.model, self.datamodule, results)
+            publish_results(self.trainer, results, verdict)
 
 
 def main(args: ArgsType = None) -> None:

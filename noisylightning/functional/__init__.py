@@ -13,6 +13,7 @@ from noisylightning.functional.audit import (
 from noisylightning.functional.backward import backward_cross_entropy, inverse_rows
 from noisylightning.functional.bootstrap import expected_l1_error
 from noisylightning.functional.checks import validate_target
+from noisylightning.functional.class_conditional import ClassConditionalTest, class_conditional_test
 from noisylightning.functional.clean_accuracy import (
     Estimate,
     clean_accuracy,
@@ -63,19 +64,23 @@ from noisylightning.functional.posterior import clean_log_posterior, importance_
 from noisylightning.functional.prediction_powered import prediction_powered_accuracy, prediction_powered_mean
 from noisylightning.functional.tempered import bi_tempered_loss, log_tempered_softmax
 from noisylightning.functional.trusted import trusted_transition
+from noisylightning.functional.verdict import Verdict, judge
 from noisylightning.tensors import expectation, log_softmax, pick
 from noisylightning.transition import invert_transition
 
 __all__ = [
+    "ClassConditionalTest",
     "DawidSkene",
     "Estimate",
     "ExpectedErrors",
     "LabelAudit",
+    "Verdict",
     "accuracy_ceiling",
     "anchor_transition",
     "audit_labels",
     "backward_cross_entropy",
     "bi_tempered_loss",
+    "class_conditional_test",
     "clean_accuracy",
     "clean_accuracy_difference",
     "clean_confusion_matrix",
@@ -102,6 +107,7 @@ __all__ = [
     "importance_weights",
     "inverse_rows",
     "invert_transition",
+    "judge",
     "label_loss",
     "label_posterior",
     "label_smoothing",

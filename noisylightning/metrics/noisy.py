@@ -67,10 +67,9 @@ class NoisyMetrics(nn.Module):
             correct = correction.noisy_log_posterior(scores, **whole).argmax(dim=1) == observed
             self.accuracy.update(correct.float())
             if is_countable(scores, given):
-                transition = correction.class_conditional
+                transition = correction.class_conditional if scores.shape[1] <= _MOST_CLASSES else None
                 if self.memorisation is not None and transition is not None:
-                    if transition.num_classes <= _MOST_CLASSES:
-                        self.memorisation.update(scores, given, transition)
+                    self.memorisation.update(scores, given, transition)
                 if self.counts is not None:
                     self.counts.update(scores.argmax(dim=1), given)
         self._aside, self._numel = [], 0

@@ -73,6 +73,9 @@ class Memory:
             name; empty where no phase asked for it.
         fold_weights: The weights of these networks.
         candidates: T-hats of which one is to be chosen.
+        gain: By how much a held-out label is more probable with T-hat than without, in log-likelihood, and its standard
+            error; None where no network was trained to see it.
+        named: Whether trusted labels have told apart the classes that noisy ones cannot.
         added: Epochs and optimizer steps by which phases have lengthened the fit.
         stage_one_epochs: How many epochs the phase on noisy labels had, once it is over.
         correction: What corrects the module's loss; found when the fit is set up.
@@ -88,6 +91,8 @@ class Memory:
     out_of_fold: list[dict[str, Tensor]] = field(default_factory=list)
     fold_weights: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    gain: tuple[float, float] | None = None
+    named: bool = False
     added: tuple[int, int] = (0, 0)
     stage_one_epochs: int = 1
     correction: Correction | None = None

@@ -17,8 +17,8 @@ from noisylightning.estimators import (
     within_fit,
 )
 from noisylightning.functional.consensus import most_central
+from noisylightning.functional.verdict import doubt
 from noisylightning.phases.base import Candidate, Fit, Phase
-from noisylightning.phases.evidence import doubt
 from noisylightning.phases.folds import Plan, whole
 from noisylightning.phases.identity import identify
 from noisylightning.phases.naming import name_classes
@@ -132,11 +132,11 @@ class EstimationPhase(Phase):
             memory.candidates = [identity, *self._usable(fit, [candidate for candidate, _ in found])]
             return
         taken, counts = found[most_central([candidate.transition for candidate, _ in found])]
-        taken, named = self._named(fit, taken)
+        taken, memory.named = self._named(fit, taken)
         memory.transition, memory.standard_error, memory.details = taken.transition, taken.standard_error, taken.details
         memory.out_of_fold, memory.fold_weights = [], []
         source = f"{taken.name}, {chosen.origin}, {int(counts.sum()):,} examples"
-        report(fit, source, counts, doubt(taken.transition, counts, chosen.accuracy), named)
+        report(fit, source, counts, doubt(taken.transition, counts, chosen.accuracy))
 
     def _named(self, fit: Fit, found: Candidate) -> tuple[Candidate, bool]:
         """Let trusted labels name the rows; rows that they have made, and what goes with a T(x), have their names."""

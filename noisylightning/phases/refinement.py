@@ -164,13 +164,14 @@ class RefinementPhase(FoldsPhase):
         identity, *others = memory.candidates
         gain, error, rival = _evidence(others[0], identity, labels) if others else (0.0, 0.0, "")
         evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against {rival}"
+        memory.gain = gain, error
         if gain > _SURE * error:
             best = others[0]
             fit.module.load_state_dict(best.weights[0])
-            order, named = name_classes(fit, best.transition, self.predict)
+            order, memory.named = name_classes(fit, best.transition, self.predict)
             standard_error = None if best.standard_error is None else best.standard_error[order]
             memory.transition, memory.standard_error = best.transition[order], standard_error
-            report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts, named=named)
+            report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts)
         else:
             found = f"{others[0].name}: {evidence}" if others else "each was left out"
             memory.transition, memory.standard_error = torch.eye(fit.num_classes), None

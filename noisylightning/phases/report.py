@@ -12,7 +12,7 @@ from noisylightning.transition import relative_l1_error
 from noisylightning.transition_files import publish_transition
 
 
-def report(fit: Fit, source: str, counts: Tensor, doubt: str | None = None, named: bool = False) -> None:
+def report(fit: Fit, source: str, counts: Tensor, doubt: str | None = None) -> None:
     """Say what T-hat is, save it, and warn of what speaks against it or cannot be known.
 
     Args:
@@ -20,7 +20,6 @@ def report(fit: Fit, source: str, counts: Tensor, doubt: str | None = None, name
         source: Where it comes from.
         counts: How many samples carry each label, shape ``(C,)``.
         doubt: In a clause, what contradicts it.
-        named: Whether something else than the noisy labels has told classes apart.
     """
     trainer, transition, standard_error = fit.trainer, fit.memory.transition, fit.memory.standard_error
     assert transition is not None
@@ -41,7 +40,7 @@ def report(fit: Fit, source: str, counts: Tensor, doubt: str | None = None, name
             f"T-hat contradicts the evidence: {doubt}; estimate it from weights that fit the noisy labels neither"
             " too little nor by heart (monitor, stage_one_epochs), or with another estimator."
         )
-    elif trainer.is_global_zero and not named:
+    elif trainer.is_global_zero and not fit.memory.named:
         unnamed = names_warning(transition, counts, names)
         if unnamed is not None:
             rank_zero_warn(unnamed)

@@ -10,7 +10,7 @@ from noisylightning.cli import main
 
 ROOT = Path(__file__).parents[2]
 LEFT = {"config.yaml", "checkpoints", "transition.npy", "transition.csv", "transition.png", "stage_one.ckpt",
-        "summary.json"}  # fmt: skip
+        "summary.json", "verdict.json"}  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -39,7 +39,8 @@ def fit(tmp_path, monkeypatch, capsys):
     def run(*arguments: object, max_epochs: int = 2) -> Path:
         epochs = f"--trainer.max_epochs={max_epochs}"
         main(["fit", "--config=short.yaml", "--trainer.accelerator=cpu", epochs, *limits, *map(str, arguments)])
-        said = re.search(r"^Left in (.*): checkpoints, T-hat, summary.json\.$", capsys.readouterr().out, re.MULTILINE)
+        left = r"^Left in (.*): checkpoints, T-hat, summary.json, verdict.json\.$"
+        said = re.search(left, capsys.readouterr().out, re.MULTILINE)
         assert said is not None
         return Path(said[1]).absolute()
 
