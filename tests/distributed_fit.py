@@ -53,7 +53,13 @@ def note_judged() -> list[dict[str, Any]]:
     def noted(phase, candidate, parts):
         found = judge(phase, candidate, parts)
         notes.append(
-            {"parts": list(parts), "before": candidate.transition, "after": found.transition, "weights": phase._trained}
+            {
+                "parts": list(parts),
+                "before": candidate.transition,
+                "after": found.transition,
+                "standard_error": found.standard_error,
+                "weights": phase._trained,
+            }
         )
         return found
 

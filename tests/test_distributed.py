@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy import CLASSES, ToyData, classifier, estimate_by_hand, means_by_hand
 
-from noisylightning.functional.bootstrap import part_of
+from noisylightning.functional.bootstrap import part_of, standard_deviation
 from noisylightning.functional.expectation_maximization import expected_counts, maximize
 from noisylightning.transition import NoiseAdaptation
 
@@ -180,6 +180,17 @@ def test_refined_estimates_are_what_one_process_finds_with_the_same_networks(ref
             torch.testing.assert_close(part["logits"], logits, atol=1e-5, rtol=0)
             counts += expected_counts(logits, labels[own], candidate["before"])
         torch.testing.assert_close(candidate["after"], maximize(counts)[0].float(), atol=1e-6, rtol=0)
+
+
+def test_standard_errors_are_what_one_process_finds_in_the_same_predictions(refined):
+    zero, one = (rank["candidates"][-1] for rank in ranks(refined))
+    assert torch.equal(zero["standard_error"], one["standard_error"])
+    whole = {name: torch.cat([part[name] for part in zero["parts"]]) for name in ("logits", "noisy_labels", "index")}
+    order = torch.randperm(481, generator=torch.Generator().manual_seed(0))  # it does not matter who predicts what
+    logits, labels, index = (column[order] for column in whole.values())
+    counts = expected_counts(logits, labels, zero["before"], index, replicates=100)
+    assert torch.equal(zero["standard_error"], standard_deviation(maximize(counts[1:])).float())
+    assert (zero["standard_error"] > 0).any()
 
 
 @pytest.mark.parametrize("epoch", [2, 7, 15])

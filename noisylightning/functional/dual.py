@@ -12,7 +12,8 @@ def dual_transition(probs: Tensor, labels: Tensor, *, quantile: Quantile = "auto
 
     :math:`\hat T = T^\clubsuit T^\spadesuit`: the first says which label the network predicts for a clean class, by
     the anchor estimate; the second which labels the samples of a predicted one carry (Yao et al., NeurIPS 2020, eqs. 3
-    and 4). Where the anchor estimate suffers from posteriors that are off, the counts do not.
+    and 4). Where the anchor estimate suffers from posteriors that are off, the counts do not. With exact posteriors of
+    separate classes both factors are T, so that T-hat tends to their product, not to T.
 
     Args:
         probs: p(noisy | x), shape ``(N, C)``, rows sum to one.

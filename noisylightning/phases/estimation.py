@@ -21,6 +21,7 @@ from noisylightning.phases.base import Candidate, Fit, Phase
 from noisylightning.phases.evidence import doubt
 from noisylightning.phases.folds import Plan, whole
 from noisylightning.phases.identity import identify
+from noisylightning.phases.naming import name_classes
 from noisylightning.phases.report import report
 from noisylightning.run_folder import run_folder
 
@@ -131,10 +132,25 @@ class EstimationPhase(Phase):
             memory.candidates = [identity, *self._usable(fit, [candidate for candidate, _ in found])]
             return
         taken, counts = found[most_central([candidate.transition for candidate, _ in found])]
+        taken, named = self._named(fit, taken)
         memory.transition, memory.standard_error, memory.details = taken.transition, taken.standard_error, taken.details
         memory.out_of_fold, memory.fold_weights = [], []
         source = f"{taken.name}, {chosen.origin}, {int(counts.sum()):,} examples"
-        report(fit, source, counts, doubt(taken.transition, counts, chosen.accuracy))
+        report(fit, source, counts, doubt(taken.transition, counts, chosen.accuracy), named)
+
+    def _named(self, fit: Fit, found: Candidate) -> tuple[Candidate, bool]:
+        """Let trusted labels name the rows; rows that they have made, and what goes with a T(x), have their names."""
+        transition = found.transition
+        named_already = found.details or "clean_labels" in self.estimator(fit.num_classes).needs
+        if named_already or transition.layout != torch.strided:
+            return found, False
+        order, decided = name_classes(fit, transition, self.predict, of_noisy_labels=True)
+        if not decided:
+            return found, False
+        error = found.standard_error
+        return replace(
+            found, transition=transition[order], standard_error=None if error is None else error[order]
+        ), True
 
     @staticmethod
     def _usable(fit: Fit, found: list[Candidate]) -> list[Candidate]:

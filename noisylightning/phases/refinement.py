@@ -14,9 +14,9 @@ from noisylightning.estimators import within_fit
 from noisylightning.functional.bootstrap import standard_deviation
 from noisylightning.functional.consensus import paired_gain, smallest_distance
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
-from noisylightning.functional.names import decide_names, exchangeable, name_rows
 from noisylightning.phases.base import Candidate, Fit, Memory
 from noisylightning.phases.folds import FoldsPhase, Plan
+from noisylightning.phases.naming import name_classes
 from noisylightning.phases.report import report
 
 _SURE = 2.0  # standard errors by which T must foretell labels better than the identity
@@ -166,7 +166,8 @@ class RefinementPhase(FoldsPhase):
         evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against {rival}"
         if gain > _SURE * error:
             best = others[0]
-            order, named = self._names(fit, best)
+            fit.module.load_state_dict(best.weights[0])
+            order, named = name_classes(fit, best.transition, self.predict)
             standard_error = None if best.standard_error is None else best.standard_error[order]
             memory.transition, memory.standard_error = best.transition[order], standard_error
             report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts, named=named)
@@ -183,19 +184,6 @@ class RefinementPhase(FoldsPhase):
         fit.module.load_state_dict(memory.chosen.weights)  # for a stage two that goes on from them
         internals.share_buffers(fit.trainer, fit.module)
         memory.candidates, memory.out_of_fold, memory.fold_weights = [], [], []
-
-    def _names(self, fit: Fit, best: Candidate) -> tuple[Tensor, bool]:
-        """Return the order of the rows, and whether trusted labels decide where the noisy ones cannot."""
-        transition, groups = best.transition, exchangeable(best.transition)
-        fit.module.load_state_dict(best.weights[0])
-        trusted = within_fit.trusted_predictions(fit.trainer, fit.module, self.predict, fit.num_classes)
-        if trusted is None or not groups:
-            return name_rows(transition), False
-        assert trusted.clean_labels is not None
-        known = trusted.clean_labels >= 0
-        labels = trusted.clean_labels[known].cpu()
-        decided = all(torch.isin(labels, torch.tensor(group)).any() for group in groups)
-        return decide_names(transition, trusted.log_probs[known].cpu(), labels), decided
 
     @property
     def config(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Rounds in which networks trained with a T refine it, and the choice among what comes out."""
 
+import contextlib
 import logging
 
 import pytest
@@ -236,6 +237,16 @@ def test_trusted_labels_name_classes_that_noisy_labels_exchange(tmp_path, monkey
     data = exchanging(1)
     callback, *_ = refined(tmp_path, data, estimator=Exchanged, rounds=1)
     assert relative_l1_error(callback.transition, data.transition) < 0.25
+
+
+@pytest.mark.parametrize("trusted", [1, None])
+def test_without_rounds_stage_ones_network_names_them(tmp_path, trusted):
+    data = exchanging(trusted)
+    warns = contextlib.nullcontext() if trusted else pytest.warns(UserWarning, match="cannot tell apart 0 and 1")
+    with warns:
+        callback, *_ = refined(tmp_path, data, estimator=Exchanged, rounds=0)
+    diagonal_first = from_flips(CLASSES, {0: 1, 1: 0}, 0.4)
+    torch.testing.assert_close(callback.transition, diagonal_first[[1, 0, 2]] if trusted else diagonal_first)
 
 
 def test_without_them_a_warning_names_the_classes(tmp_path, monkeypatch):
