@@ -121,16 +121,21 @@ def evaluate_fit(trainer: Trainer, model: NoisyLabelClassifier, data: LightningD
                 )
             )
     if transition is not None:
-        _warn(transition, standard_error_of(trainer, transition.to_dense()))
+        _warn(transition, standard_error_of(trainer, transition.to_dense()), results[-1])
     return results
 
 
-def _warn(transition: Transition, standard_error: Tensor | None) -> None:
-    """Say it where T leaves the accuracy on clean labels open."""
+def _warn(transition: Transition, standard_error: Tensor | None, chosen: Result) -> None:
+    """Say it where T leaves the accuracy on clean labels open, or cannot be right."""
     try:
         sentence = condition_warning(transition, standard_error)
     except BadValue as error:
         sentence = str(error)
+    if chosen.clean_accuracy is not None and chosen.clean_accuracy_low is not None and chosen.clean_accuracy_low > 1:
+        sentence = (
+            f"By T the accuracy on clean labels is {chosen.clean_accuracy:.3f}, at least {chosen.clean_accuracy_low:.3f}:"
+            " so T is wrong, or noise does not depend on the class alone; do not trust the estimate."
+        )
     if sentence is not None:
         rank_zero_warn(sentence)
 

@@ -139,6 +139,22 @@ def test_the_error_that_standard_errors_lead_one_to_expect_is_recorded(tmp_path)
     assert evaluate_fit(run, model, data)[-1].expected_transition_error is None
 
 
+@pytest.mark.parametrize(
+    ("transition", "sentence"),
+    [
+        (0.3 * torch.eye(3) + 0.7 / 3, "By T the accuracy on clean labels is .* so T is wrong, or noise"),
+        (torch.full((3, 3), 1 / 3), "T is singular"),
+        (0.002 * torch.eye(3) + 0.998 / 3, "T is nearly singular"),
+    ],
+)
+def test_an_estimate_of_clean_accuracy_that_is_not_to_be_trusted_is_told(tmp_path, transition, sentence):
+    run, model, data = fitted(tmp_path, monitor=None, max_epochs=2, correction=ForwardCorrection(TRUE))
+    model.correction.set_transition(transition)
+    with pytest.warns(UserWarning, match=sentence):
+        (result,) = evaluate_fit(run, model, data)
+    assert (result.clean_accuracy is None) == ("is singular" in sentence)
+
+
 def test_a_fit_that_ends_in_stage_one_has_no_correction(tmp_path):
     with pytest.warns(UserWarning, match="T was not estimated"):
         run, model, data = fitted(tmp_path, [anchored(3)], monitor=None, max_steps=6)
