@@ -73,7 +73,7 @@ def test_it_keeps_its_level(transition, overlap):
 def test_a_transition_that_is_off_by_its_standard_errors_is_no_evidence():
     features, logits, clean, generator = samples(1)
     noisy = draw(TRUE, clean, generator)
-    off = TRUE + torch.tensor([[-0.1, 0.1, 0.0], [0.1, -0.1, 0.0], [0.0, 0.1, -0.1]])
+    off = TRUE + torch.tensor([[-0.06, 0.06, 0.0], [0.06, -0.06, 0.0], [0.0, 0.06, -0.06]])
     surely, hardly = (
         class_conditional_test(logits, noisy, features, off, error).p_value
         for error in (torch.full((3, 3), 0.001), torch.full((3, 3), 0.1))
