@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from noisylightning.metrics.noisy import is_countable, pair_counts
+from noisylightning.metrics.noisy import countable, pair_counts
 from noisylightning.models import record_features
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.predictions.gather import gather_rows
@@ -51,8 +51,8 @@ def measure(
         def validate(batch: Any) -> None:
             logits, of_samples = model.logits_of(batch)
             noisy.update(model.correction.noisy_log_posterior(logits, **of_samples), batch[1])
-            if counts is not None and is_countable(logits, batch[1]):
-                counts.update(logits.argmax(dim=1), batch[1])
+            if counts is not None:
+                counts.update(*countable(logits, batch[1]))
 
         _run(trainer, model, _limited(_share(data.val_dataloader()), trainer.limit_val_batches), validate, metrics)
         found["val_accuracy"] = float(noisy.compute())

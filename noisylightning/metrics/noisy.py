@@ -66,12 +66,12 @@ class NoisyMetrics(nn.Module):
             observed = given.argmax(dim=1) if given.is_floating_point() else given
             correct = correction.noisy_log_posterior(scores, **whole).argmax(dim=1) == observed
             self.accuracy.update(correct.float())
-            if is_countable(scores, given):
-                transition = correction.class_conditional if scores.shape[1] <= _MOST_CLASSES else None
-                if self.memorisation is not None and transition is not None:
-                    self.memorisation.update(scores, given, transition)
-                if self.counts is not None:
-                    self.counts.update(scores.argmax(dim=1), given)
+            predicted, labelled = countable(scores, given)
+            if self.counts is not None:
+                self.counts.update(predicted, labelled)
+            transition = correction.class_conditional if scores.shape[1] <= _MOST_CLASSES else None
+            if self.memorisation is not None and transition is not None and len(labelled):
+                self.memorisation.update(scores, labelled, transition)
         self._aside, self._numel = [], 0
 
 
@@ -82,9 +82,11 @@ def pair_counts(num_classes: int, correction: Correction) -> MulticlassConfusion
     return MulticlassConfusionMatrix(num_classes, ignore_index=correction.loss.ignore_index, validate_args=False)
 
 
-def is_countable(logits: Tensor, labels: Tensor) -> bool:
-    """Whether T says something of these labels.
+def countable(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return predicted clean classes and noisy labels of which T says something, ``(N,)``.
 
-    It does not of soft labels, nor where a sample has many labels that depend on each other.
+    None of soft labels, nor where a sample has many labels that depend on each other.
     """
-    return not labels.is_floating_point() and logits.ndim == 2
+    if labels.is_floating_point() or logits.ndim != 2:
+        return labels.new_empty(0, dtype=torch.long), labels.new_empty(0, dtype=torch.long)
+    return logits.argmax(dim=1), labels
