@@ -17,11 +17,12 @@ from noisylightning.estimators import (
     within_fit,
 )
 from noisylightning.functional.consensus import most_central
+from noisylightning.functional.names import exchangeable
 from noisylightning.functional.verdict import doubt
 from noisylightning.phases.base import Candidate, Fit, Phase
 from noisylightning.phases.folds import Plan, whole
 from noisylightning.phases.identity import identify
-from noisylightning.phases.naming import name_classes
+from noisylightning.phases.naming import ask_trusted, name_classes
 from noisylightning.phases.report import report
 from noisylightning.run_folder import run_folder
 
@@ -144,7 +145,8 @@ class EstimationPhase(Phase):
         named_already = found.details or "clean_labels" in self.estimator(fit.num_classes).needs
         if named_already or transition.layout != torch.strided:
             return found, False
-        order, decided = name_classes(fit, transition, self.predict, of_noisy_labels=True)
+        trusted = ask_trusted(fit, self.predict) if exchangeable(transition) else None
+        order, decided = name_classes(transition, trusted, of_noisy_labels=True)
         if not decided:
             return found, False
         error = found.standard_error

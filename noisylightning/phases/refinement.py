@@ -16,10 +16,11 @@ from noisylightning.functional.consensus import paired_gain, smallest_distance
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
 from noisylightning.phases.base import Candidate, Fit, Memory
 from noisylightning.phases.folds import FoldsPhase, Plan
-from noisylightning.phases.naming import name_classes
+from noisylightning.phases.naming import Answers, ask_trusted, name_classes
 from noisylightning.phases.report import report
 
 _SURE = 2.0  # standard errors by which T must foretell labels better than the identity
+_ENOUGH_TRUSTED = 10  # labels, that they decide whether T is any good
 _LEAST_SHARE = 0.25  # of the samples that carry a class's label must be as many in the class
 _REPLICATES = 100  # for the standard errors of the last round
 _MAX_REPLICATED = 2**24  # entries of all replicates together
@@ -33,7 +34,7 @@ class RefinementPhase(FoldsPhase):
     maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy, takes part.
     After the first round the best T goes on alone, beside the identity. After the last it is taken if the labels are
     more probable with it, by two standard errors, than with the identity and than by their shares alone; else T is the
-    identity.
+    identity. Where there are trusted labels, ten or more, and they are so much more probable, or less, they decide.
 
     Its T-hats are ``fit.memory.candidates``, of which the first is the identity. The fit becomes longer by its epochs.
     """
@@ -162,29 +163,42 @@ class RefinementPhase(FoldsPhase):
         labels = torch.cat([part["noisy_labels"] for part in memory.out_of_fold])
         counts = labels.bincount(minlength=fit.num_classes)
         identity, *others = memory.candidates
-        gain, error, rival = _evidence(others[0], identity, labels) if others else (0.0, 0.0, "")
-        evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against {rival}"
+        gain, error, evidence = 0.0, 0.0, "each was left out"
+        if others:
+            best = others[0]
+            trusted = self._ask(fit, best)
+            order, memory.named = name_classes(best.transition, trusted)
+            gain, error, rival = _evidence(best, identity, labels)
+            evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against {rival}"
+            if trusted is not None and len(trusted.labels) >= _ENOUGH_TRUSTED:
+                plain = self._ask(fit, identity)
+                assert plain is not None
+                gain_trusted, error_trusted = paired_gain(trusted.log_likelihood(order), plain.log_likelihood())
+                if abs(gain_trusted) > _SURE * error_trusted:
+                    gain, error = gain_trusted, error_trusted
+                    evidence = f"log-likelihood of a trusted label {gain:+.4f} ± {error:.4f} against no T"
+            evidence = f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}"
         memory.gain = gain, error
         if gain > _SURE * error:
-            best = others[0]
-            fit.module.load_state_dict(best.weights[0])
-            order, memory.named = name_classes(fit, best.transition, self.predict)
             standard_error = None if best.standard_error is None else best.standard_error[order]
             memory.transition, memory.standard_error = best.transition[order], standard_error
-            report(fit, f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}", counts)
+            report(fit, evidence, counts)
         else:
-            found = f"{others[0].name}: {evidence}" if others else "each was left out"
-            memory.transition, memory.standard_error = torch.eye(fit.num_classes), None
+            memory.transition, memory.standard_error, memory.named = torch.eye(fit.num_classes), None, False
             report(fit, "the identity", counts)
             rank_zero_warn(
-                f"No T-hat foretells held-out labels better than none ({found}), so T stays the identity and the loss"
-                " is not corrected: train for longer (stage_one_epochs, round_epochs), or choose an estimator with"
-                " rounds=0 to correct all the same."
+                f"No T-hat foretells held-out labels better than none ({evidence}), so T stays the identity and the"
+                " loss is not corrected: train for longer (stage_one_epochs, round_epochs), give trusted labels"
+                " (trusted), or choose an estimator with rounds=0 to correct all the same."
             )
         assert memory.chosen is not None
         fit.module.load_state_dict(memory.chosen.weights)  # for a stage two that goes on from them
         internals.share_buffers(fit.trainer, fit.module)
         memory.candidates, memory.out_of_fold, memory.fold_weights = [], [], []
+
+    def _ask(self, fit: Fit, candidate: Candidate) -> Answers | None:
+        fit.module.load_state_dict(candidate.weights[0])
+        return ask_trusted(fit, self.predict)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class Random(Indexed):
 
 
 def test_labels_that_say_nothing_leave_t_the_identity_and_stage_two_cross_entropy(tmp_path):
-    with pytest.warns(UserWarning, match=r"No T-hat foretells held-out labels better than none \(.*: log-likelihood"):
+    with pytest.warns(UserWarning, match=r"No T-hat foretells held-out labels better than none \(.*; log-likelihood"):
         callback, _, _, model = refined(tmp_path, Random(), rounds=1, callbacks=())
     assert torch.equal(callback.transition, torch.eye(CLASSES))
     assert callback.standard_error is None
@@ -237,6 +237,17 @@ def test_trusted_labels_name_classes_that_noisy_labels_exchange(tmp_path, monkey
     data = exchanging(1)
     callback, *_ = refined(tmp_path, data, estimator=Exchanged, rounds=1)
     assert relative_l1_error(callback.transition, data.transition) < 0.25
+
+
+@pytest.mark.parametrize("of_each", [5, 3])
+def test_ten_trusted_labels_decide_where_noisy_ones_leave_it_open(tmp_path, monkeypatch, of_each):
+    monkeypatch.setattr(refinement, "_evidence", lambda *_: (0.0, 0.1, "no T"))
+    warns = contextlib.nullcontext() if of_each == 5 else pytest.warns(UserWarning, match="No T-hat foretells")
+    with warns:
+        callback, *_ = refined(tmp_path, exchanging(of_each), estimator=Exchanged, rounds=1)
+    assert torch.equal(callback.transition, torch.eye(CLASSES)) == (of_each == 3)
+    gain, error = callback.gain
+    assert (gain > 2 * error) == (of_each == 5)
 
 
 @pytest.mark.parametrize("trusted", [1, None])
