@@ -98,8 +98,8 @@ class Listen(Phase):
 class Run:
     """The fits of one noise and seed."""
 
-    def __init__(self, noise: str, seed: int, arguments: argparse.Namespace) -> None:
-        self.noise, self.seed, self.arguments = noise, seed, arguments
+    def __init__(self, noise: str, seed: int, missing: set[str], arguments: argparse.Namespace) -> None:
+        self.noise, self.seed, self.missing, self.arguments = noise, seed, missing, arguments
         self.rows: list[dict[str, Any]] = []
         self.true: Tensor
 
@@ -174,22 +174,31 @@ class Run:
         data.setup("fit")
         assert data.transition is not None
         self.true = data.transition
-        self.limit(data)
+        if "limit" in self.missing:
+            self.limit(data)
+        if self.missing & {"cross-entropy", *OF_NETWORK}:
+            self.of_network()
+        if "true T" in self.missing:
+            self.fit("true T", nl.ForwardCorrection(self.true.clone()), estimate=self.true)
+        if self.missing & {"consensus", "confident joint", "clusterability, features"}:
+            self.consensus("consensus")
+        if "clusterability, pixels" in self.missing:
+            self.attempt("clusterability, pixels", nl.ClusterabilityEstimator, pixels(data))
+        if "volume minimisation" in self.missing:
+            learnt = nl.ForwardCorrection(VolumeMinimization(10))
+            self.fit("volume minimisation", learnt, transition_lr=RATE)
+            assert learnt.transition is not None
+            self.rows[-1]["error"] = self.error(learnt.transition.detach())
+        for count in TRUSTED:
+            self.trusted(count)
+        return [row for row in self.rows if row["method"] in self.missing]
+
+    def of_network(self) -> None:
+        """Train with cross-entropy, ask the estimators that look at one network, and train with what they say."""
         model, data = self.fit("cross-entropy", nl.NoCorrection())
         predictions = predict(model, data)
-        self.fit("true T", nl.ForwardCorrection(self.true.clone()), estimate=self.true)
-        self.consensus("consensus")
         for name, make in OF_NETWORK.items():
             self.attempt(name, make, predictions)
-        self.attempt("clusterability, pixels", nl.ClusterabilityEstimator, pixels(data))
-        learnt = nl.ForwardCorrection(VolumeMinimization(10))
-        self.fit("volume minimisation", learnt, transition_lr=RATE)
-        assert learnt.transition is not None
-        self.rows[-1]["error"] = self.error(learnt.transition.detach())
-        if self.noise == HARD:
-            for count in TRUSTED:
-                self.trusted(count)
-        return self.rows
 
     def limit(self, data: MNISTDataModule) -> None:
         """Count T with all clean labels of the draw."""
@@ -235,7 +244,10 @@ class Run:
 
     def trusted(self, count: int) -> None:
         """Give the default, and the trusted-data estimator, some trusted labels a class."""
-        self.consensus(f"consensus, {count} trusted", trusted=count)
+        if f"consensus, {count} trusted" in self.missing:
+            self.consensus(f"consensus, {count} trusted", trusted=count)
+        if f"trusted data, {count}" not in self.missing:
+            return
         callback = nl.EstimateTransitionCallback(self.arguments.epochs, estimator=nl.TrustedDataEstimator)
         data = self.data(trusted=count)
         self.fit(f"trusted data, {count}", nl.ForwardCorrection(), callback, 2 * self.arguments.epochs, data)
@@ -261,9 +273,15 @@ def pixels(data: MNISTDataModule) -> Predictions:
     return Predictions(torch.zeros(len(labels), 10), labels, features=inputs.flatten(1))
 
 
-def task(noise: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def task(noise: str, seed: int, missing: set[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Run one noise and seed, in a process of its own."""
-    return Run(noise, seed, arguments).run()
+    return Run(noise, seed, missing, arguments).run()
+
+
+def missing(noise: str, seed: int, runs: list[dict[str, Any]]) -> set[str]:
+    """Tell which methods have no row yet."""
+    asked = {method for method in ORDER if noise == HARD or "trusted" not in method}
+    return asked - {run["method"] for run in runs if (run["noise"], run["seed"]) == (noise, seed)}
 
 
 def tables(runs: list[dict[str, Any]], output: Path) -> None:
@@ -352,10 +370,11 @@ def main() -> None:
         before = json.loads(arguments.output.read_text())
         if before["epochs_a_stage"] == arguments.epochs:
             content["runs"] = before["runs"]
-    done = {(run["noise"], run["seed"]) for run in content["runs"]}
-    todo = [(noise, seed) for seed in range(arguments.seeds) for noise in NOISES if (noise, seed) not in done]
+    cells = [
+        (noise, seed, missing(noise, seed, content["runs"])) for seed in range(arguments.seeds) for noise in NOISES
+    ]
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(task, noise, seed, arguments) for noise, seed in todo]):
+        for future in as_completed([pool.submit(task, *cell, arguments) for cell in cells if cell[2]]):
             content["runs"] += future.result()
             write_json(arguments.output, content)
     tables(content["runs"], arguments.output)
