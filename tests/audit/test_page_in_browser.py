@@ -11,6 +11,7 @@ from browser import CHROMIUM, Browser
 from test_page import HOSTILE, errors_of, hostile_table, picture, random_table
 
 from noisylightning.audit import AuditTable, write_page, write_table
+from noisylightning.data import Relabel
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look with (apt-get install chromium)")
 
@@ -93,11 +94,11 @@ def test_marks_by_keys_and_buttons_stay_and_download(browser, shown, tmp_path):
         page.run("$('choice').querySelector('form').requestSubmit()")
         saved = page.run("$('download').click(); csv()")
         page_size = page.run("PAGE")
-        name = browser.wait_for("Browser.downloadProgress", state="completed")["filePath"]
+        file = browser.wait_for("Browser.downloadProgress", state="completed")["filePath"]
         assert page.run("keepNow(); isKept")
         assert not page.faults()
-    content = Path(name).read_bytes().decode()
-    assert name.endswith("audit_marked.csv")
+    content = Path(file).read_bytes().decode()
+    assert file.endswith("audit_marked.csv")
     assert content == saved
     rows = read(content)
     write_table(table, tmp_path / "audit.csv", marks=[""] * len(table))
@@ -113,6 +114,11 @@ def test_marks_by_keys_and_buttons_stay_and_download(browser, shown, tmp_path):
     assert (rows[0]["mark"], rows[0]["name"], float(rows[0]["label_prob"])) == ("relabel", NAMES[other], 1)
     marks = {row: found["mark"] for row, found in enumerate(rows) if found["mark"]}
     assert marks == {0: "relabel", 1: "drop", 2: "relabel", 4: "drop", 5: "keep", page_size: "drop"}
+    given = torch.zeros(600, dtype=torch.int64).index_put((table.index,), table.noisy_labels)
+    training = Relabel(file, threshold=1).apply(given, table.index, num_classes=4)
+    assert training.dropped.tolist() == table.index[sorted(order[row] for row in (1, 4, page_size))].tolist()
+    assert training.labels[table.index[order[0]]] == other
+    assert training.labels[table.index[order[2]]] == table.labels[order[2]]
     with shown(table) as page:  # closed, written and opened anew
         assert page.run("csv()") == content
         assert text(page, "tally-drop") == "3 drop"
