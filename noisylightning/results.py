@@ -133,8 +133,8 @@ def _warn(transition: Transition, standard_error: Tensor | None, chosen: Result)
         sentence = str(error)
     if chosen.clean_accuracy is not None and chosen.clean_accuracy_low is not None and chosen.clean_accuracy_low > 1:
         sentence = (
-            f"By T the accuracy on clean labels is {chosen.clean_accuracy:.3f}, at least {chosen.clean_accuracy_low:.3f}:"
-            " so T is wrong, or noise does not depend on the class alone; do not trust the estimate."
+            f"By T the accuracy on clean labels is {chosen.clean_accuracy:.3f}, at least"
+            f" {chosen.clean_accuracy_low:.3f}: so T is wrong, or noise does not depend on the class alone; do not trust the estimate."
         )
     if sentence is not None:
         rank_zero_warn(sentence)
