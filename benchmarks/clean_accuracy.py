@@ -140,13 +140,13 @@ def class_conditional(
         clean, first, second = draw(classes, generator)
         noisy = noisy_of(clean, transition, generator)
         counts = count_pairs(noisy, first, classes)
-        known = (transition, None) if estimate is None else estimate(transition, repetition)
+        known, error = (transition, None) if estimate is None else estimate(transition, repetition)
         for name, estimated, truth in (
-            ("accuracy", clean_accuracy(counts, *known), RIGHT[0]),
-            ("balanced accuracy", clean_accuracy(counts, *known, average="macro"), RIGHT[0]),
-            ("recall", clean_accuracy(counts, *known, average="none"), RIGHT[0]),
-            ("confusion matrix", clean_confusion_matrix(counts, *known), confusion),
-            ("difference", clean_accuracy_difference(noisy, first, second, *known), RIGHT[0] - RIGHT[1]),
+            ("accuracy", clean_accuracy(counts, known, error), RIGHT[0]),
+            ("balanced accuracy", clean_accuracy(counts, known, error, "macro"), RIGHT[0]),
+            ("recall", clean_accuracy(counts, known, error, "none"), RIGHT[0]),
+            ("confusion matrix", clean_confusion_matrix(counts, known, error), confusion),
+            ("difference", clean_accuracy_difference(noisy, first, second, known, error), RIGHT[0] - RIGHT[1]),
         ):
             found.setdefault(name, []).append((estimated, truth))
     return found
@@ -165,10 +165,11 @@ def of_the_sample(repetitions: int) -> Found:
         noisy = (clean + flipped * torch.randint(1, classes, clean.shape, generator=generator)) % classes
         known = torch.arange(SAMPLES) < TRUSTED
         transition = symmetric(classes, mean).double()
-        counts = [count_pairs(noisy[some], first[some], classes) for some in (~known, known & ~right, known & right)]
-        found.setdefault("accuracy", []).append((clean_accuracy(sum(counts[1:], counts[0]), transition), RIGHT[0]))
+        parts = ~known, known & ~right, known & right
+        others, wrong, hits = (count_pairs(noisy[part], first[part], classes) for part in parts)
+        found.setdefault("accuracy", []).append((clean_accuracy(others + wrong + hits, transition), RIGHT[0]))
         for name, tune in (("prediction-powered", True), ("prediction-powered, untuned", False)):
-            powered = prediction_powered_accuracy(*counts, transition, tune)
+            powered = prediction_powered_accuracy(others, wrong, hits, transition, tune)
             found.setdefault(name, []).append((powered, RIGHT[0]))
         share = right[known].double().mean()
         alone = Estimate(share, (share * (1 - share) / (TRUSTED - 1)).sqrt())
@@ -212,18 +213,18 @@ def main() -> None:
         if name not in results:
             results[name] = {estimated: summary(pairs) for estimated, pairs in measure().items()}
             write_json(arguments.output, {"environment": environment(), "settings": settings, "results": results})
-    rows = [row(*name.split("; "), estimated, found) for name, of in results.items() for estimated, found in of.items()]
+    rows = [row(name, estimated, found) for name, of in results.items() for estimated, found in of.items()]
     header = ["noise", "T", "estimate of", "covered", "standard error", "deviation", "bias", "as it should"]
     write_table(arguments.output.with_suffix(".md"), header, rows)
 
 
 def plan(repetitions: int, estimates: int) -> dict[str, Callable[[], Found]]:
     """Return what is to be measured, by name."""
-    known = {
+    known: dict[str, Callable[[], Found]] = {
         f"{noise}; known T": partial(class_conditional, transition, repetitions, None)
         for noise, transition in NOISES.items()
     }
-    estimated = {
+    estimated: dict[str, Callable[[], Found]] = {
         f"{noise}; {name}": partial(class_conditional, NOISES[noise], estimates, estimate)
         for name, estimate in ESTIMATES.items()
         for noise in ("uneven, 4 classes", "symmetric 0.2")
@@ -231,8 +232,9 @@ def plan(repetitions: int, estimates: int) -> dict[str, Callable[[], Found]]:
     return known | estimated | {"noise of the sample; T of all": partial(of_the_sample, repetitions)}
 
 
-def row(noise: str, transition: str, name: str, found: dict[str, float]) -> list[str]:
+def row(setting: str, name: str, found: dict[str, float]) -> list[str]:
     """Write a line of the table."""
+    noise, transition = setting.split("; ")
     low, high = (0.9, 0.98) if "T-hat" in transition else (0.93, 0.97)
     verdict = "yes" if low <= round(found["covered"], 3) <= high else "no"
     if noise == "noise of the sample" and name == "accuracy":

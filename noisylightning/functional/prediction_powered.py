@@ -43,11 +43,11 @@ def prediction_powered_mean(scores: Tensor, trusted: Tensor, trusted_scores: Ten
             f"scores (N,), and trusted values and their scores (n,) are needed, got {tuple(scores.shape)},"
             f" {tuple(trusted.shape)} and {tuple(trusted_scores.shape)}: give one of each a sample."
         )
-    moments = [
-        _Moments.of(torch.ones(len(some), dtype=torch.long), *(value.double() for value in (some, other)))
+    untrusted, known = (
+        _Moments.of(torch.ones(len(some), dtype=torch.long), some.cpu().double(), other.cpu().double())
         for some, other in ((scores, scores), (trusted_scores, trusted))
-    ]
-    return _powered(*moments, tune)
+    )
+    return _powered(untrusted, known, tune)
 
 
 def prediction_powered_accuracy(

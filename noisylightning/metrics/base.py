@@ -36,6 +36,7 @@ class CleanMetric(Metric):
     full_state_update = False
 
     transition: Transition
+    standard_error: Tensor | None
 
     def __init__(
         self,

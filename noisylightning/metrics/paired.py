@@ -35,6 +35,7 @@ class PairedCleanAccuracy(CleanMetric):
         (tensor(0.0833), (tensor(0.0118), tensor(0.1549)))
     """
 
+    inverse: Tensor
     difference: Tensor
     squares: Tensor
     num: Tensor
@@ -60,8 +61,8 @@ class PairedCleanAccuracy(CleanMetric):
             ValueError: If shapes do not go together, or a label is no class.
         """
         kept = self._kept(target)
-        predicted = (self._classes(some, target)[kept] for some in (preds, other))
-        moments = paired_moments(target[kept], *predicted, self.inverse)
+        first, second = (self._classes(some, target)[kept] for some in (preds, other))
+        moments = paired_moments(target[kept], first, second, self.inverse)
         self.difference += moments.difference
         self.squares += moments.squares
         self.num += moments.num

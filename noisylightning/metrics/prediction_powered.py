@@ -74,4 +74,5 @@ class PredictionPoweredAccuracy(CleanMetric):
             self.counts[place] += self._count(preds[kept & chosen], target[kept & chosen])
 
     def _estimate(self) -> Estimate:
-        return prediction_powered_accuracy(*self.counts, self.transition, self.tune)
+        counts, wrong, right = self.counts
+        return prediction_powered_accuracy(counts, wrong, right, self.transition, self.tune)
