@@ -8,7 +8,8 @@ of the least noisy validation loss speak for the estimators that look at one net
 ``ConsensusEstimator``,
 runs as it is in a fit of its own, whose parts are the two folds of the confident joint. Forward correction is then
 trained with each T-hat, and with the true T, from the same first weights. "limit" is the error of the T that is counted
-with all clean labels of the same draw. The clean test set is looked at once for each set of last weights, and once for
+with all clean labels of the same draw; "up to names" is the accuracy under the best names of classes that noisy labels
+cannot tell apart. The clean test set is looked at once for each set of last weights, and once for
 those of the least noisy validation loss.
 
 It can be interrupted, and goes on where it was. Writes ``benchmarks/results/transition.json``, ``transition.md``,
@@ -18,6 +19,7 @@ trusted labels).
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import tempfile
@@ -37,6 +39,7 @@ from torch import Tensor
 import noisylightning as nl
 from noisylightning import data as noises
 from noisylightning.data import MNISTDataModule
+from noisylightning.functional import exchangeable
 from noisylightning.models import MLP, with_features
 from noisylightning.phases import Fit, Phase
 from noisylightning.plotting import compare_transitions
@@ -141,9 +144,12 @@ class Run:
             trainer.fit(model, data)
             seconds = time.perf_counter() - begun
             last = self.accuracy(model, data)
+            up_to_names = self.up_to_names(model, data)
             model.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
         row = {"noise": self.noise, "seed": self.seed, "method": method, "last": last, "seconds": round(seconds, 1)}
         row["selected"] = self.accuracy(model, data)
+        if up_to_names is not None:
+            row["last_up_to_names"] = up_to_names
         if estimate is not None:
             row["error"] = self.error(estimate)
         self.rows.append(row)
@@ -151,12 +157,27 @@ class Run:
         return model, data
 
     @torch.no_grad()
-    def accuracy(self, model: nl.NoisyLabelClassifier, data: MNISTDataModule) -> float:
-        """Return the accuracy on the clean test set."""
+    def accuracy(self, model: nl.NoisyLabelClassifier, data: MNISTDataModule, names: Tensor | None = None) -> float:
+        """Return the accuracy on the clean test set; with classes under other names, where there are any."""
         model.eval()
         data.setup("test")
-        right = [(model(inputs).argmax(1) == labels).float() for inputs, labels, *_ in data.test_dataloader()]
+        names = torch.arange(10) if names is None else names
+        right = [(names[model(inputs).argmax(1)] == labels).float() for inputs, labels, *_ in data.test_dataloader()]
         return float(torch.cat(right).mean())
+
+    def up_to_names(self, model: nl.NoisyLabelClassifier, data: MNISTDataModule) -> float | None:
+        """Return the accuracy under the best names of classes that noisy labels cannot tell apart; None without any."""
+        transition = model.correction.transition
+        groups = [] if transition is None else exchangeable(transition.detach())
+        if not groups:
+            return None
+        found = []
+        for orders in itertools.product(*(itertools.permutations(group) for group in groups)):
+            names = torch.arange(10)
+            for group, order in zip(groups, orders, strict=True):
+                names[list(group)] = torch.tensor(order)
+            found.append(self.accuracy(model, data, names))
+        return max(found)
 
     def error(self, estimate: Tensor) -> float:
         """Return the relative L1 error of T-hat."""
@@ -304,6 +325,7 @@ def tables(runs: list[dict[str, Any]], output: Path) -> None:
     estimated = [method for method in methods if method not in ("cross-entropy", "true T")]
     for name, key, scale, digits, shown in (
         ("", "last", 100, 2, [method for method in methods if method != "limit"]),
+        ("_names", "last_up_to_names", 100, 2, ["true T", "consensus"]),
         ("_selected", "selected", 100, 2, [method for method in methods if method != "limit"]),
         ("_error", "error", 1, 3, estimated),
     ):
