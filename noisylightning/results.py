@@ -128,15 +128,16 @@ def evaluate_fit(trainer: Trainer, model: NoisyLabelClassifier, data: LightningD
 def _warn(transition: Transition, standard_error: Tensor | None, chosen: Result) -> None:
     """Say it where T leaves the accuracy on clean labels open, or cannot be right."""
     try:
-        sentence = condition_warning(transition, standard_error)
+        sentences = [condition_warning(transition, standard_error)]
     except BadValue as error:
-        sentence = str(error)
-    if chosen.clean_accuracy is not None and chosen.clean_accuracy_low is not None and chosen.clean_accuracy_low > 1:
-        sentence = (
-            f"By T the accuracy on clean labels is {chosen.clean_accuracy:.3f}, at least"
-            f" {chosen.clean_accuracy_low:.3f}: so T is wrong, or noise does not depend on the class alone; do not trust the estimate."
+        sentences = [str(error)]
+    value, low = chosen.clean_accuracy, chosen.clean_accuracy_low
+    if value is not None and low is not None and low > 1:
+        sentences.append(
+            f"By T the accuracy on clean labels is {value:.3f}, at least {low:.3f}: so T is wrong, or noise does not"
+            " depend on the class alone; do not trust the estimate."
         )
-    if sentence is not None:
+    for sentence in filter(None, sentences):
         rank_zero_warn(sentence)
 
 
@@ -240,10 +241,10 @@ def print_results(results: Sequence[Result]) -> None:
         correction, last  ForwardCorrection      3    50.00 %     75.00 %        -
     """
     estimated = any(result.clean_accuracy is not None for result in results)
-    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 0 if estimated else 1, 0, 0))
     for column in ("weights", "loss", "epoch", "noisy val", "clean est.", "clean test", "T error"):
         if estimated and column not in ("weights", "loss", "epoch"):
-            column = column.replace(" ", "\n")  # else it would not fit 80 columns
+            column = column.replace(" ", "\n")  # it must fit 80 columns
         elif column == "clean est.":
             continue
         table.add_column(column, justify="left" if column in ("weights", "loss") else "right", no_wrap=True)
@@ -268,7 +269,7 @@ def print_results(results: Sequence[Result]) -> None:
 def _bounds(result: Result) -> str:
     if result.clean_accuracy is None or result.clean_accuracy_high is None:
         return "-"
-    return f"{100 * result.clean_accuracy:.1f}±{100 * (result.clean_accuracy_high - result.clean_accuracy):.1f} %"
+    return f"{100 * result.clean_accuracy:.1f}±{100 * (result.clean_accuracy_high - result.clean_accuracy):.1f}%"
 
 
 def publish_results(trainer: Trainer, results: Sequence[Result]) -> None:
