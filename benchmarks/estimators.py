@@ -73,7 +73,7 @@ def whole(samples: int, classes: int) -> tuple[Tensor, Tensor]:
 
 def cleanlab(probs: Tensor, labels: Tensor) -> None:
     """The confident joint, and T from it, by cleanlab."""
-    from cleanlab.count import compute_confident_joint, estimate_latent  # type: ignore[import-untyped]
+    from cleanlab.count import compute_confident_joint, estimate_latent
 
     estimate_latent(compute_confident_joint(labels.numpy(), probs.numpy()), labels.numpy())
 
