@@ -94,7 +94,7 @@ def validation_predictions(
         "features": torch.cat(features),
     }
     parts = list(gather_rows(share))
-    whole = {name: torch.cat([part[name] for part in parts]) for name in share}
+    whole: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in share}
     return Predictions(**whole, held_out=torch.ones(len(whole["index"]), dtype=torch.bool))  # checked on all alike
 
 

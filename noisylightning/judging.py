@@ -74,7 +74,7 @@ def judge_fit(
             named=callback is not None and callback.named,
             class_names=data_attribute(trainer, "class_names"),
         )
-    shared: Verdict = trainer.strategy.broadcast(verdict)
+    shared: Verdict | None = trainer.strategy.broadcast(verdict)
     return shared
 
 
