@@ -198,7 +198,8 @@ def main() -> None:
 def mnist(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Read the training images, flat."""
     images, labels = MNISTDataModule(arguments.data_dir).load_train()
-    return images[torch.arange(len(labels))].flatten(1).float(), labels, {}
+    pixels = images.flatten(1).float()
+    return (pixels - pixels.mean()) / pixels.std(), labels.long(), {}
 
 
 def cifar(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

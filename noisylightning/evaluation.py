@@ -114,14 +114,8 @@ def validation_predictions(
         "features": torch.cat(features),
     }
     parts = list(gather_rows(share))
-    whole = {name: torch.cat([part[name] for part in parts]) for name in share}
-    return Predictions(  # checked on all alike
-        whole["logits"],
-        whole["noisy_labels"],
-        whole["index"],
-        held_out=torch.ones(len(whole["index"]), dtype=torch.bool),
-        features=whole["features"],
-    )
+    whole: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in share}
+    return Predictions(**whole, held_out=torch.ones(len(whole["index"]), dtype=torch.bool))  # checked on all alike
 
 
 def _batches(trainer: Trainer, model: NoisyLabelClassifier, batches: Iterable[Any]) -> Iterator[Any]:

@@ -1,8 +1,8 @@
 """What a fit has reached: its weights measured on noisy validation data and on the clean test set."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +18,15 @@ from rich.table import Table
 from torch import Tensor
 
 from noisylightning.atomic import written_whole
-from noisylightning.callbacks import EstimateTransitionCallback
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue
 from noisylightning.evaluation import measure
+from noisylightning.fit_weights import borrowed, same_weights, stage_one, weights_of_fit
 from noisylightning.functional.bootstrap import expected_l1_error
 from noisylightning.functional.clean_accuracy import condition_warning
-from noisylightning.internals import callbacks, share_buffers, snapshot, standard_error_of
+from noisylightning.functional.verdict import Verdict
+from noisylightning.internals import standard_error_of
 from noisylightning.module import NoisyLabelClassifier
-from noisylightning.phases import RunPhases
 from noisylightning.run_folder import run_folder
 from noisylightning.transition import Transition, relative_l1_error
 
@@ -97,10 +97,10 @@ def evaluate_fit(trainer: Trainer, model: NoisyLabelClassifier, data: LightningD
     results: list[Result] = []
     measured: tuple[dict[str, Any], dict[str, float]] | None = None
     transition = deepcopy(model.correction.class_conditional)  # stage one's weights have none of their own
-    with _borrowed(trainer, model), isolate_rng(), torch.no_grad():
-        for weights in _weights(trainer, model):
+    with borrowed(trainer, model), isolate_rng(), torch.no_grad():
+        for weights in weights_of_fit(trainer, model):
             model.load_state_dict(weights.state, strict=model.strict_loading)
-            if measured is None or not _same(trainer, measured[0], weights.state):
+            if measured is None or not same_weights(trainer, measured[0], weights.state):
                 measured = weights.state, measure(trainer, model, data, transition)
             corrected = weights.phase != "noisy labels" and model.correction.uses_transition
             results.append(
@@ -141,78 +141,6 @@ def _warn(transition: Transition, standard_error: Tensor | None, chosen: Result)
         rank_zero_warn(sentence)
 
 
-# Which weights
-
-
-@dataclass
-class _Weights:
-    phase: str
-    selected_by: str
-    epoch: int
-    state: dict[str, Any]
-
-
-def _weights(trainer: Trainer, model: NoisyLabelClassifier) -> Iterator[_Weights]:
-    last = snapshot(model)
-    phase, stage_one = _phase(trainer, model), _stage_one(trainer)
-    if stage_one is not None:
-        selected_by = stage_one.monitor if stage_one.estimate_from == "best" else "last"
-        state = _load(model, stage_one.stage_one_checkpoint)["state_dict"]
-        yield _Weights("noisy labels", selected_by, stage_one.stage_one_epoch, state)
-    yield _Weights(phase, "last", trainer.current_epoch - 1, last)
-    monitor: str | None = getattr(trainer.checkpoint_callback, "monitor", None)
-    best: str = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if monitor and best:
-        checkpoint = _load(model, best)
-        yield _Weights(phase, monitor, checkpoint["epoch"], checkpoint["state_dict"])
-
-
-def _phase(trainer: Trainer, model: NoisyLabelClassifier) -> str:
-    """Name the phase that the fit ended in, the last that began; a fit without phases is one."""
-    running = [callback.phase for callback in callbacks(trainer) if isinstance(callback, RunPhases) and callback.phase]
-    if running:
-        return running[-1].name
-    return "correction" if model.correction.uses_transition else "noisy labels"
-
-
-def _stage_one(trainer: Trainer) -> EstimateTransitionCallback | None:
-    """Return the callback that kept the weights that T was estimated with."""
-    for callback in callbacks(trainer):
-        if isinstance(callback, EstimateTransitionCallback) and callback.stage_one_checkpoint:
-            return callback
-    return None
-
-
-def _load(model: NoisyLabelClassifier, path: str) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    model.on_load_checkpoint(checkpoint)
-    return checkpoint
-
-
-def _same(trainer: Trainer, some: dict[str, Any], others: dict[str, Any]) -> bool:
-    equal = some.keys() == others.keys() and all(
-        torch.equal(value, others[name]) if isinstance(value, Tensor) else value == others[name]
-        for name, value in some.items()
-    )
-    return trainer.strategy.reduce_boolean_decision(equal, all=True)
-
-
-@contextmanager
-def _borrowed(trainer: Trainer, model: NoisyLabelClassifier) -> Iterator[None]:
-    """Lend the model out for measuring: on its device, in evaluation; and give it back as it was."""
-    state, training = snapshot(model), [(child, child.training) for child in model.modules()]
-    device = model.device
-    try:
-        model.to(trainer.strategy.root_device).eval()
-        share_buffers(trainer, model)  # batch statistics differ between processes until they are shared
-        yield
-    finally:
-        model.load_state_dict(state)
-        model.to(device)
-        for child, flag in training:
-            child.training = flag
-
-
 def _error(correction: Correction, data: LightningDataModule) -> float | None:
     true: Tensor | None = getattr(data, "transition", None)
     transition = None if true is None else correction.transition  # written out only where it is compared
@@ -244,7 +172,7 @@ def print_results(results: Sequence[Result]) -> None:
     table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 0 if estimated else 1, 0, 0))
     for column in ("weights", "loss", "epoch", "noisy val", "clean est.", "clean test", "T error"):
         if estimated and column not in ("weights", "loss", "epoch"):
-            column = column.replace(" ", "\n")  # it must fit 80 columns
+            column = column.replace(" ", "\n")  # it must fit 80 columns, so no space is lost between them either
         elif column == "clean est.":
             continue
         table.add_column(column, justify="left" if column in ("weights", "loss") else "right", no_wrap=True)
@@ -272,8 +200,10 @@ def _bounds(result: Result) -> str:
     return f"{100 * result.clean_accuracy:.1f}±{100 * (result.clean_accuracy_high - result.clean_accuracy):.1f}%"
 
 
-def publish_results(trainer: Trainer, results: Sequence[Result]) -> None:
+def publish_results(trainer: Trainer, results: Sequence[Result], verdict: Verdict | None = None) -> None:
     """Print the closing table, send the scores to the loggers and leave ``summary.json`` in the run's folder.
+
+    A verdict is printed below the table, and left as ``verdict.json`` with the weights that it recommends.
 
     The last result, the fit's choice, goes to the loggers as ``test_accuracy``, ``test_balanced_accuracy``,
     ``transition_error`` and ``expected_transition_error``, where logs end and run tables look; each other as
@@ -282,14 +212,34 @@ def publish_results(trainer: Trainer, results: Sequence[Result]) -> None:
     Args:
         trainer: The trainer, after its fit.
         results: What :func:`evaluate_fit` returned.
+        verdict: What :func:`~noisylightning.judging.judge_fit` returned.
     """
     folder = run_folder(trainer)
     if trainer.is_global_zero:
         print_results(results)
+        if verdict is not None:
+            _publish_verdict(folder, verdict, _recommended(verdict, results))
         with written_whole(folder / "summary.json") as path:
             path.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
         _log(trainer, results)
-        Console().print(_whereabouts(trainer, folder), soft_wrap=True)
+        Console().print(_whereabouts(trainer, folder, verdict is not None), soft_wrap=True)
+
+
+def _recommended(verdict: Verdict, results: Sequence[Result]) -> Result | None:
+    """Return the fit's choice; stage one's where the verdict is against correcting, None where it left none."""
+    if verdict.corrects:
+        return results[-1]
+    return next((result for result in results if result.phase == "noisy labels"), None)
+
+
+def _publish_verdict(folder: Path, verdict: Verdict, recommended: Result | None) -> None:
+    which = None if recommended is None else {"phase": recommended.phase, "selected_by": recommended.selected_by}
+    content = {**asdict(verdict), "sentence": verdict.sentence, "recommended": which}
+    if verdict.condition is not None and math.isinf(verdict.condition):
+        content["condition"] = None  # JSON has no infinity; the sentence says it
+    with written_whole(folder / "verdict.json") as path:
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    Console().print(verdict.sentence, soft_wrap=True, highlight=False, markup=False)
 
 
 def _log(trainer: Trainer, results: Sequence[Result]) -> None:
@@ -309,8 +259,9 @@ def _chosen(result: Result) -> str:
     return "last" if result.selected_by == "last" else "best"
 
 
-def _whereabouts(trainer: Trainer, folder: Path) -> str:
-    left = ["T-hat", "summary.json"] if _stage_one(trainer) else ["summary.json"]
+def _whereabouts(trainer: Trainer, folder: Path, has_verdict: bool) -> str:
+    left = ["T-hat", "summary.json"] if stage_one(trainer) else ["summary.json"]
+    left += ["verdict.json"] if has_verdict else []
     checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
     if checkpoints is not None and Path(checkpoints).absolute().is_relative_to(folder.absolute()):
         left, checkpoints = ["checkpoints", *left], None
