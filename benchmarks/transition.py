@@ -260,7 +260,7 @@ class Run:
                 "ClusterabilityEstimator": "clusterability, features",
             }
             for name, heard in listen.heard.items():
-                if name in names:
+                if name in names and names[name] in self.missing:
                     self.forward(names[name], heard)
 
     def trusted(self, count: int) -> None:
