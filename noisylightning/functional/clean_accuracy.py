@@ -378,8 +378,8 @@ def row_variance(gradient: Tensor, standard_error: Tensor) -> Tensor:
     The entries of a row sum to one, so their errors sum to zero. All but the least certain entry are taken to have one
     correlation with each other, the one with which their sum has the standard error of that entry. For rows of two
     entries other than zero, for symmetric noise, and for a row with one parameter that is exact; for the frequencies of
-    drawn labels (1,200 random rows with 4 to 50 entries) the standard error that follows is off by 6 % in nine of ten
-    cases or less.
+    drawn labels (4,800 random rows with 4 to 50 entries) the standard error that follows is off by 7 % or less in nine
+    of ten cases.
 
     Args:
         gradient: g, float64 of shape ``(C, C)``.
