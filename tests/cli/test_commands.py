@@ -142,9 +142,10 @@ def test_an_audit_finds_the_wrong_labels_and_is_trained_on(finished, tmp_path, r
     assert wrong[first].double().mean() > 0.95
     relabel = ["--data.relabel.file=mine/audit.csv", "--data.relabel.how=drop"]
     run_here("fit", f"--config={ROOT}/configs/digits/cross_entropy.yaml", *relabel, "--trainer.max_epochs=1")
-    config = log_dir(tmp_path) / "config.yaml"
+    folder = tmp_path / "lightning_logs" / "version_1"  # the audit's is before it
+    config = folder / "config.yaml"
     assert yaml.safe_load(config.read_text())["data"]["init_args"]["relabel"]["how"] == "drop"
-    last = log_dir(tmp_path) / "checkpoints" / "last.ckpt"
+    last = folder / "checkpoints" / "last.ckpt"
     run_here("fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs=2")
 
 
