@@ -53,6 +53,7 @@ def audit_predictions(
             labels are not held out; or as :func:`~noisylightning.functional.label_posterior` does.
 
     Example:
+        >>> import torch
         >>> T = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
         >>> probs, labels = torch.tensor([[0.98, 0.02], [0.5, 0.5]]), torch.tensor([1, 0])
         >>> found = audit_predictions(Predictions.from_probs(probs, labels), T)
