@@ -213,7 +213,8 @@ def main() -> None:
         if name not in results:
             results[name] = {estimated: summary(pairs) for estimated, pairs in measure().items()}
             write_json(arguments.output, {"environment": environment(), "settings": settings, "results": results})
-    rows = [row(name, estimated, found) for name, of in results.items() for estimated, found in of.items()]
+    names = plan(arguments.repetitions, arguments.estimates)
+    rows = [row(name, estimated, found) for name in names for estimated, found in results[name].items()]
     header = ["noise", "T", "estimate of", "covered", "standard error", "deviation", "bias", "as it should"]
     write_table(arguments.output.with_suffix(".md"), header, rows)
 
