@@ -41,6 +41,7 @@ class Candidate:
             shape ``(N,)``; None as long as there is none.
         standard_error: Standard error of each entry of T, where it was computed.
         details: What the estimator has found beside it.
+        named: Whether clean labels have made the rows, so that each has its class's name.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Candidate:
     log_likelihood: Tensor | None = None
     standard_error: Tensor | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
+    named: bool = False
 
     @property
     def is_identity(self) -> bool:

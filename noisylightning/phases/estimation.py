@@ -142,8 +142,7 @@ class EstimationPhase(Phase):
     def _named(self, fit: Fit, found: Candidate) -> tuple[Candidate, bool]:
         """Let trusted labels name the rows; rows that they have made, and what goes with a T(x), have their names."""
         transition = found.transition
-        named_already = found.details or "clean_labels" in self.estimator(fit.num_classes).needs
-        if named_already or transition.layout != torch.strided:
+        if found.named or found.details or transition.layout != torch.strided:
             return found, False
         trusted = ask_trusted(fit, self.predict) if exchangeable(transition) else None
         order, decided = name_classes(transition, trusted, of_noisy_labels=True)
@@ -206,6 +205,7 @@ class EstimationPhase(Phase):
             transition,
             standard_error=share(self._standard_error(estimator)),
             details=share({name: value.cpu() for name, value in estimator.details().items()}),
+            named="clean_labels" in estimator.needs,
         )
         return candidate, counts.cpu()
 
