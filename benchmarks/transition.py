@@ -5,12 +5,11 @@
 784-128-128-10 with dropout 0.2 and Adagrad at 0.01 (the rate that ``mnist.py`` finds for cross-entropy), batches of
 128, 10 % for validation, ``--epochs`` a stage. For each noise and seed, cross-entropy is trained once, and its weights
 of the least noisy validation loss speak for the estimators that look at one network; the default, which is
-``ConsensusEstimator``,
-runs as it is in a fit of its own, whose parts are the two folds of the confident joint. Forward correction is then
-trained with each T-hat, and with the true T, from the same first weights. "limit" is the error of the T that is counted
-with all clean labels of the same draw; "up to names" is the accuracy under the best names of classes that noisy labels
-cannot tell apart. The clean test set is looked at once for each set of last weights, and once for
-those of the least noisy validation loss.
+``ConsensusEstimator``, runs as it is in a fit of its own, whose parts are the two folds of the confident joint. Forward
+correction is then trained with each T-hat, and with the true T, from the same first weights. "limit" is the error of
+the T that is counted with all clean labels of the same draw; "up to names" is the accuracy under the best names of
+classes that noisy labels cannot tell apart. The clean test set is looked at once for each set of last weights, and once
+for those of the least noisy validation loss.
 
 It can be interrupted, and goes on where it was. Writes ``benchmarks/results/transition.json``, ``transition.md``,
 ``transition.png`` (T, T-hat, its standard error and the difference) and ``trusted.png`` (accuracy against the number of
@@ -330,7 +329,8 @@ def tables(runs: list[dict[str, Any]], output: Path) -> None:
         ("_error", "error", 1, 3, estimated),
     ):
         methods = shown
-        write_table(output.with_name(f"transition{name}.md"), ["noise", *shown], cells(key, scale, digits))
+        rows = [row for row in cells(key, scale, digits) if any(cell not in ("", "-") for cell in row[1:])]
+        write_table(output.with_name(f"transition{name}.md"), ["noise", *shown], rows)
 
 
 def pictures(runs: list[dict[str, Any]], output: Path) -> None:
@@ -340,7 +340,7 @@ def pictures(runs: list[dict[str, Any]], output: Path) -> None:
     hard = [run for run in runs if run["noise"] == HARD]
     first = next((run for run in hard if run["method"] == "consensus"), None)
     if first is not None and "standard_error" in first:
-        true = NOISES[HARD].transition(10)
+        true = noises.AsymmetricNoise(0.6, flips=dict(MNISTDataModule.flips or {})).transition(10)
         figure = compare_transitions(
             torch.tensor(first["transition"]), true, standard_error=torch.tensor(first["standard_error"])
         )
