@@ -1,5 +1,6 @@
 """What the commands do: LightningCLI with more commands, links from the data, and a closing table."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.callbacks import BasePredictionWriter, Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torch import Tensor
 
@@ -19,10 +20,12 @@ from noisylightning.cli.audit import audit_checkpoint, audit_file, publish_audit
 from noisylightning.cli.classes import import_class
 from noisylightning.cli.compare import compare
 from noisylightning.cli.help import COMMANDS, class_help
+from noisylightning.cli.name_data import name_data
 from noisylightning.cli.parser import Parser
 from noisylightning.cli.save_config import SaveConfig
 from noisylightning.cli.terminal import EpochLines, progress, quiet_terminal
 from noisylightning.data.checkpoint import complete_arguments
+from noisylightning.encoders import load_encoder
 from noisylightning.errors import BadValue, NoSuchPackage, UserError
 from noisylightning.estimators import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory
@@ -31,6 +34,7 @@ from noisylightning.internals import dev_batches, refuse_test_monitors
 from noisylightning.judging import judge_fit
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.predictions.writer import PredictionWriter
+from noisylightning.quick import QuickAnswer, quick
 from noisylightning.results import evaluate_fit, publish_results
 
 
@@ -91,6 +95,33 @@ class CommandTrainer(Trainer):
             found = audit_checkpoint(self, model, datamodule, ckpt_path, standard_error, level, safely, folds)
         publish_audit(self, found, output, None if predictions is not None else datamodule)
         return found
+
+
+    def quick(
+        self,
+        datamodule: Any = None,
+        model: LightningModule | None = None,
+        encoder: str | None = None,
+        size: int | None = None,
+        weights: Path | None = None,
+        output: Path = Path("quick"),
+        epochs: int = 20,
+    ) -> QuickAnswer:
+        """Find T, a classifier and the wrong labels on the features of a pretrained encoder."""
+        if datamodule is None or model is not None:
+            raise BadValue(
+                "quick makes its own model of your data: give --data.root FOLDER, with a folder of images for each class"
+                " or --data.labels TABLE; or --data.train_file TABLE; or any --data CLASS."
+            )
+        chosen = None if encoder is None else load_encoder(encoder, weights, size)
+        if encoder is None and (size is not None or weights is not None):
+            raise BadValue("size and weights are those of an encoder: say which (--encoder).")
+
+        def shown() -> list[Callback]:
+            bar = progress([])
+            return [] if bar is None else [bar]
+
+        return quick(datamodule, chosen, output, epochs, int(os.environ.get("PL_GLOBAL_SEED", 0)), True, shown)
 
 
 BACKBONE = "model.init_args.backbone.init_args"
@@ -181,6 +212,7 @@ class NoisyLightningCLI(LightningCLI):
             "predict": predict,
             "estimate": {"model", "datamodule"},
             "audit": {"model", "datamodule"},
+            "quick": {"model", "datamodule"},
         }
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -223,7 +255,7 @@ class NoisyLightningCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``noisylightning fit|validate|test|predict|estimate|audit|compare``.
+    """Run ``noisylightning fit|validate|test|predict|estimate|audit|compare|quick``.
 
     Args:
         args: Command-line arguments; ``sys.argv`` where they are left out.
@@ -236,6 +268,8 @@ def main(args: ArgsType = None) -> None:
         if isinstance(given, list) and (text := class_help(given)) is not None:
             print(text, end="")
             sys.exit()
+        if isinstance(given, list) and given[:1] == ["quick"]:
+            args = ["quick", *name_data(given[1:])]
         with quiet_terminal():
             NoisyLightningCLI(
                 trainer_class=CommandTrainer,

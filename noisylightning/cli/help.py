@@ -30,6 +30,20 @@ _CHECKPOINT = "Weights to use: a checkpoint that a fit has left."
 _SAFELY = "Whether the checkpoint may hold plain data only; false also loads pickled objects, which can run any code."
 
 COMMANDS = {
+    "quick": Command(
+        "From noisy labels to the answer on frozen features, in minutes: T, a corrected classifier, how good it is on"
+        " clean labels, and a page of the labels that are wrong.",
+        "noisylightning quick --data.root photos --data.labels labels.csv",
+        {
+            "data.root": "A folder of images for each class; with --data.labels TABLE, images and a table of labels.",
+            "data.train_file": "Or a table: of texts where it has a column `text`, else of numbers.",
+            "encoder": "What makes features of images and texts; by default the best that is here. See docs/encoders.md.",
+            "size": "Side of the images in pixels. Default: what the encoder was trained with.",
+            "weights": "A local file of weights, for an encoder of timm or torchvision.",
+            "epochs": "Epochs of a stage. Default: 20.",
+            "output": "The folder for features, the run and the audit. Default: quick.",
+        },
+    ),
     "fit": Command(
         "Train a network on noisy labels and close with a table of what each stage has reached.",
         "noisylightning fit --config configs/digits/forward_estimated.yaml",
