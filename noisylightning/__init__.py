@@ -4,10 +4,12 @@ Everywhere T is row-stochastic: T[i, j] = p(noisy = j | clean = i).
 """
 
 from noisylightning.callbacks import (
+    CutMix,
     EstimateTransitionCallback,
     FineTuneOnTrusted,
     KnownTransitionCallback,
     MemorisationStopping,
+    Mixup,
 )
 from noisylightning.corrections import (
     BackwardCorrection,
@@ -42,6 +44,7 @@ __all__ = [
     "Correction",
     "CostSensitiveEstimator",
     "CrowdEstimator",
+    "CutMix",
     "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
@@ -49,6 +52,7 @@ __all__ = [
     "ImportanceReweighting",
     "KnownTransitionCallback",
     "MemorisationStopping",
+    "Mixup",
     "NoCorrection",
     "NoisyLabelClassifier",
     "PartDependentEstimator",
