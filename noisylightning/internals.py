@@ -90,6 +90,12 @@ def is_of_test_data(metric: str) -> bool:
     return "test" in words and words[0] not in ("val", "train")
 
 
+def ignores_missing_gradients(trainer: Trainer) -> bool:
+    """Whether parameters may go without a gradient: on several processes DDP waits for all unless told not to."""
+    settings = getattr(trainer.strategy, "_ddp_kwargs", None)
+    return settings is None or bool(settings.get("find_unused_parameters"))
+
+
 # Schedules
 
 

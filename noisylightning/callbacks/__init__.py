@@ -2,6 +2,7 @@
 
 from noisylightning.callbacks.estimate import EstimateTransitionCallback
 from noisylightning.callbacks.fine_tune import FineTuneOnTrusted
+from noisylightning.callbacks.head_first import HeadFirst
 from noisylightning.callbacks.known import KnownTransitionCallback
 from noisylightning.callbacks.memorisation import MemorisationStopping
 from noisylightning.callbacks.mixing import CutMix, Mixup
@@ -10,6 +11,7 @@ __all__ = [
     "CutMix",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
+    "HeadFirst",
     "KnownTransitionCallback",
     "MemorisationStopping",
     "Mixup",

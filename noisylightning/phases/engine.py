@@ -267,12 +267,30 @@ def _engines(trainer: Trainer) -> list[RunPhases]:
     return [callback for callback in internals.callbacks(trainer) if isinstance(callback, RunPhases)]
 
 
+def _latest(trainer: Trainer) -> RunPhases | None:
+    """Return the engine whose phase began last; None in plain training, until the first phase begins."""
+    running = [engine for engine in _engines(trainer) if engine.phase is not None]
+    return max(running, key=lambda engine: engine._epoch, default=None)
+
+
+def began_untrained(trainer: Trainer) -> int | None:
+    """Return the epoch at which the network that is trained now began; None where it went on from trained weights.
+
+    Args:
+        trainer: The trainer, within a fit, with phases or without.
+    """
+    last = _latest(trainer)
+    if last is None:
+        return 0
+    assert last.phase is not None
+    return None if last.phase.goes_on() else last._epoch
+
+
 def _span_of_schedules(trainer: Trainer) -> tuple[int, int]:
     """Return the epochs and steps that a schedule built now has to span: those of the phase that began last."""
-    running = [engine for engine in _engines(trainer) if engine.phase is not None]
-    if not running:  # plain training, until the first phase begins
+    last = _latest(trainer)
+    if last is None:
         return Fit(trainer, trainer.lightning_module, Memory()).end, trainer.max_steps
-    last = max(running, key=lambda engine: engine._epoch) if len(running) > 1 else running[0]
     assert last.phase is not None
     return last._span or last.phase.span(last._fit(trainer, trainer.lightning_module))
 
