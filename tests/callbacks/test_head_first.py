@@ -141,7 +141,7 @@ def test_it_resumes_bit_for_bit(tmp_path):
         return module.state_dict()
 
     whole = run()
-    for epoch in range(3):
+    for epoch in (0, 2):
         resumed = run(tmp_path / "every" / f"epoch={epoch}.ckpt")
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     with pytest.raises(ValueError, match=r"written with HeadFirst\(epochs=1\), but this one has epochs=2"):
