@@ -4,10 +4,13 @@ Everywhere T is row-stochastic: T[i, j] = p(noisy = j | clean = i).
 """
 
 from noisylightning.callbacks import (
+    CutMix,
     EstimateTransitionCallback,
     FineTuneOnTrusted,
+    HeadFirst,
     KnownTransitionCallback,
     MemorisationStopping,
+    Mixup,
 )
 from noisylightning.corrections import (
     BackwardCorrection,
@@ -42,13 +45,16 @@ __all__ = [
     "Correction",
     "CostSensitiveEstimator",
     "CrowdEstimator",
+    "CutMix",
     "DualTEstimator",
     "EstimateTransitionCallback",
     "FineTuneOnTrusted",
     "ForwardCorrection",
+    "HeadFirst",
     "ImportanceReweighting",
     "KnownTransitionCallback",
     "MemorisationStopping",
+    "Mixup",
     "NoCorrection",
     "NoisyLabelClassifier",
     "PartDependentEstimator",

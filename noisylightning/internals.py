@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,12 @@ def callbacks(trainer: Trainer) -> list[Any]:
 def dev_batches(trainer: Trainer) -> int:
     """Return the number of batches of a ``fast_dev_run``; 0 where there is none."""
     return int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def devices_of(trainer: Trainer) -> list[torch.device]:
+    """Return the devices of this machine that the trainer was given; the CPU counts once."""
+    root = trainer.strategy.root_device
+    return [root] if root.type == "cpu" else [torch.device(root.type, i) for i in trainer.device_ids]
 
 
 def data_attribute(trainer: Trainer, name: str) -> Any:
@@ -87,6 +94,12 @@ def is_of_test_data(metric: str) -> bool:
     """Whether a metric is of the test set, by its name: ``test_accuracy``, ``correction_last/test_accuracy``."""
     words = re.split(r"[^a-z]+", metric.lower())
     return "test" in words and words[0] not in ("val", "train")
+
+
+def ignores_missing_gradients(trainer: Trainer) -> bool:
+    """Whether parameters may go without a gradient: on several processes DDP waits for all unless told not to."""
+    settings = getattr(trainer.strategy, "_ddp_kwargs", None)
+    return settings is None or bool(settings.get("find_unused_parameters"))
 
 
 # Schedules
@@ -386,6 +399,52 @@ def _put_back(module: LightningModule, thing: Any, first: dict[str, Any] | None)
             f" first state cannot be put back ({error}): make a new one at each call (in LightningCLI, take an"
             " OptimizerCallable)."
         ) from error
+
+
+# Training steps
+
+
+def before_training_steps(module: LightningModule, change: Callable[[Any], Any]) -> Callable[[], None]:
+    """Let the module's training steps take ``change(batch)`` in the place of each batch.
+
+    It is called after every hook that comes before a step: the phase that the step belongs to has begun.
+
+    Returns:
+        What undoes it.
+    """
+    changes: list[Callable[[Any], Any]] | None = getattr(module.training_step, "changes", None)
+    if changes is None:
+        changes = _wrap_training_step(module)
+    changes.append(change)
+
+    def undo() -> None:
+        if change in changes:
+            changes.remove(change)
+            if not changes:
+                module.training_step.unwrap()  # type: ignore[attr-defined]
+
+    return undo
+
+
+def _wrap_training_step(module: LightningModule) -> list[Callable[[Any], Any]]:
+    step, own = module.training_step, "training_step" in vars(module)  # torch.compile leaves one there
+    changes: list[Callable[[Any], Any]] = []
+
+    @wraps(step)  # Lightning looks at its arguments
+    def changed(batch: Any, *rest: Any) -> Any:
+        for change in changes:
+            batch = change(batch)
+        return step(batch, *rest)
+
+    def unwrap() -> None:
+        if own:
+            module.training_step = step  # type: ignore[method-assign]
+        else:
+            del module.training_step
+
+    changed.changes, changed.unwrap = changes, unwrap  # type: ignore[attr-defined]
+    module.training_step = changed  # type: ignore[method-assign]
+    return changes
 
 
 # Data

@@ -16,7 +16,7 @@ from noisylightning.functional.clean_accuracy import Estimate, clean_accuracy
 from noisylightning.internals import callbacks, data_attribute, refuse_test_monitors, reseed, standard_error_of
 from noisylightning.metrics.memorisation import Memorisation
 from noisylightning.metrics.noisy import NoisyMetrics, pair_counts
-from noisylightning.models import record_features, require_logits
+from noisylightning.models import encoder_parameters, record_features, require_logits
 from noisylightning.transition import Transition, relative_l1_error
 
 
@@ -49,13 +49,17 @@ class NoisyLabelClassifier(LightningModule):
         backbone: Network that maps inputs to logits ``(N, C)``; :meth:`build_backbone` makes one where it is left out.
         correction: How T enters the loss; no correction (plain cross-entropy) where it is left out.
         num_classes: Number of classes C; the correction's where it is left out.
-        optimizer: Makes the optimizer from the parameters, or from :meth:`parameter_groups` where T is learnt.
+        optimizer: Makes the optimizer from the parameters, or from :meth:`parameter_groups` where there are several.
         lr_scheduler: Makes the learning-rate scheduler from the optimizer; stepped once an epoch.
         transition_lr: Learning rate of T, where the correction learns it; the optimizer's where it is left out.
+        encoder_lr: Learning rate of the backbone without its head, lower than the head's where the encoder was trained
+            before; the optimizer's where it is left out. A schedule that sets rates itself, such as OneCycleLR, needs
+            one for each group.
+        head_layer: Name of the head in ``backbone.named_modules()``; the last ``nn.Linear`` where it is left out.
 
     Raises:
-        ValueError: If the number of classes is given nowhere, the correction was made for another, or
-            ``transition_lr`` is not positive.
+        ValueError: If the number of classes is given nowhere, the correction was made for another, a rate is not
+            positive, or there is an ``encoder_lr`` but no encoder before the head.
         TypeError: If there is neither a ``backbone`` nor a :meth:`build_backbone`.
 
     Example:
@@ -73,6 +77,8 @@ class NoisyLabelClassifier(LightningModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         transition_lr: float | None = None,
+        encoder_lr: float | None = None,
+        head_layer: str | None = None,
     ) -> None:
         super().__init__()
         self._seed: int | None = None  # of the fit, from which each epoch's random state is made
@@ -80,8 +86,9 @@ class NoisyLabelClassifier(LightningModule):
         num_classes = self.correction.num_classes if num_classes is None else num_classes
         if num_classes is None:
             raise BadValue(f"{type(self).__name__} does not know the number of classes: pass num_classes=...")
-        if transition_lr is not None and not transition_lr > 0:
-            raise BadValue(f"transition_lr must be positive, got {transition_lr}.")
+        for name, rate in (("transition_lr", transition_lr), ("encoder_lr", encoder_lr)):
+            if rate is not None and not rate > 0:
+                raise BadValue(f"{name} must be positive, got {rate}.")
         self.correction.initialize(num_classes)
         # Objects stay out of checkpoints, which load with weights_only. LightningCLI offers the configuration they
         # were built from instead (recognised by its "_instantiator"), and that is plain data, worth keeping whole.
@@ -93,7 +100,11 @@ class NoisyLabelClassifier(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.transition_lr = transition_lr
+        self.encoder_lr = encoder_lr
+        self.head_layer = head_layer
         self.backbone = self.build_backbone() if backbone is None else backbone
+        if encoder_lr is not None:
+            encoder_parameters(self.backbone, head_layer)  # which it may lack
 
         self.train_metrics = NoisyMetrics(self.correction, memorisation=Memorisation(num_classes))
         self.val_metrics = NoisyMetrics(self.correction, counts=pair_counts(num_classes, self.correction))
@@ -277,21 +288,26 @@ class NoisyLabelClassifier(LightningModule):
         return self(inputs).float().softmax(dim=1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Part the parameters for an optimizer: the network's, and T's, where the correction learns T.
+        """Part the parameters for an optimizer: the network's, its encoder's, and T's, where the correction learns T.
 
-        T's group has no weight decay, which would pull T towards a fixed matrix, and the rate ``transition_lr``.
+        The encoder has a group with the rate ``encoder_lr``, where that is given. T's group has no weight decay, which
+        would pull T towards a fixed matrix, and the rate ``transition_lr``.
 
         Returns:
-            One group, or two: the first is the network's.
+            From one to three groups: the first is the network's, or the head's.
 
         Example:
-            >>> model = NoisyLabelClassifier(nn.Linear(4, 3), num_classes=3)
-            >>> [len(group["params"]) for group in model.parameter_groups()]
-            [2]
+            >>> network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+            >>> model = NoisyLabelClassifier(network, num_classes=3, encoder_lr=1e-5)
+            >>> [(len(group["params"]), group.get("lr")) for group in model.parameter_groups()]
+            [(2, None), (2, 1e-05)]
         """
         learnt = [parameter for parameter in self.correction.parameters() if parameter.requires_grad]
-        learnt_ids = {id(parameter) for parameter in learnt}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in learnt_ids]}]
+        encoder = [] if self.encoder_lr is None else encoder_parameters(self.backbone, self.head_layer)
+        apart = {id(parameter) for parameter in [*learnt, *encoder]}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in apart]}]
+        if encoder:
+            groups.append({"params": encoder, "lr": self.encoder_lr})
         if learnt:
             rate = {} if self.transition_lr is None else {"lr": self.transition_lr}
             groups.append({"params": learnt, "weight_decay": 0.0, **rate})

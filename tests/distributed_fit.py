@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from synchronized_norm import SynchronizeNorms
 from toy import CLASSES, FeatureMeans, ToyData, adam, anchored, classifier, counted, trainer
 
-from noisylightning import ForwardCorrection, MemorisationStopping
+from noisylightning import ForwardCorrection, HeadFirst, MemorisationStopping, Mixup
+from noisylightning.internals import before_training_steps
 from noisylightning.phases import RefinementPhase
 from noisylightning.transition import NoiseAdaptation
 
@@ -43,6 +44,21 @@ class BatchStatistics(Callback):
             layer = pl_module.backbone[1]
             self.layer = type(layer).__name__
             self.means.append(layer.running_mean.cpu().clone())
+
+
+class NoteShares(Callback):
+    """Keeps which shares the labels of each mixed batch have."""
+
+    def __init__(self) -> None:
+        self.found: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        before_training_steps(pl_module, self.note)
+
+    def note(self, batch):
+        if batch[1].is_floating_point():
+            self.found.append(batch[1].unique())
+        return batch
 
 
 def note_judged() -> list[dict[str, Any]]:
@@ -84,9 +100,11 @@ def main() -> None:
     statistics = BatchStatistics()
     low = torch.full((CLASSES, CLASSES), 1 / CLASSES)  # a T that allows little
     stops = [MemorisationStopping(0.0, low)] if spec.get("stops") else []
+    shares = NoteShares()
+    mixed = [Mixup(), HeadFirst(1), shares] if spec.get("mixed") else []
     run = trainer(
         folder,
-        [callback, every, *([statistics] if norm else []), *stops],
+        [callback, every, *([statistics] if norm else []), *stops, *mixed],
         max_epochs=4,
         enable_checkpointing=True,
         accelerator=spec.get("accelerator", "cpu"),
@@ -119,7 +137,8 @@ def main() -> None:
             "layer": statistics.layer,
             "candidates": judged,
             "epochs": run.current_epoch,
-            "memorised": run.callback_metrics["train_memorised"],
+            "shares": torch.cat(shares.found) if shares.found else torch.empty(0),
+            "memorised": run.callback_metrics.get("train_memorised"),
         },
         folder / f"rank{run.global_rank}.pt",
     )

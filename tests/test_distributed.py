@@ -103,6 +103,18 @@ def test_two_processes_resume_bit_for_bit(finished, tmp_path, epoch):
         assert torch.equal(before["transition"], after["transition"])
 
 
+def test_mixing_and_a_head_that_trains_first(tmp_path):
+    """Every rank mixes with the same share, and an encoder that had no gradients is synchronized when it has some."""
+    fit(tmp_path, mixed=True, strategy="ddp_find_unused_parameters_true")
+    zero, one = ranks(tmp_path)
+    assert torch.equal(zero["shares"], one["shares"])
+    assert len(zero["shares"]) >= 2 * 4  # batches of stage two
+    assert torch.equal(zero["weights"], one["weights"])
+    for epoch, stands in enumerate([True, False, True, False]):
+        saved = torch.load(tmp_path / "every" / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
+        assert torch.equal(saved["backbone.0.weight"], classifier(0).backbone[0].weight) == stands
+
+
 NORMED = {"num_train": 101, "estimate_from": "last", "limit_val_batches": 0}  # validation would let the ranks agree
 
 

@@ -19,6 +19,8 @@ from pytorch_lightning.callbacks import (
 from torch.utils.data import DataLoader
 from toy import ForeignClassifier, ToyData, backbone, classifier, trainer, uncorrected
 
+from noisylightning import internals
+
 
 class Calls(Callback):
     """Runs what it is given at a hook."""
@@ -371,3 +373,33 @@ def test_names_of_what_is_told_apart_by_name():
         assert hasattr(callbacks, name)
     for name in ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
         assert hasattr(strategies, name)
+
+
+def test_a_training_step_that_is_replaced_is_taken_after_every_hook_before_it(tmp_path):
+    order, model = [], uncorrected()
+
+    def change(batch):
+        order.append("changed")
+        return batch[0] * 0, batch[1]
+
+    def step(batch, batch_idx):
+        order.append(float(batch[0].abs().sum()))
+        return type(model).training_step(model, batch, batch_idx)
+
+    model.training_step = step
+    undo = []
+    begin = Calls(
+        on_train_start=lambda *_: undo.append(internals.before_training_steps(model, change)),
+        on_train_batch_start=lambda *_: order.append("hook"),
+        on_train_end=lambda *_: undo[0](),
+    )
+    model.on_train_batch_start = lambda *_: order.append("module's hook")
+    fit(tmp_path, begin, model=model, max_epochs=1, limit_train_batches=2)
+    assert order == ["hook", "module's hook", "changed", 0.0] * 2
+    assert model.training_step is step
+
+
+@pytest.mark.parametrize(("strategy", "ignores"), [("ddp", False), ("ddp_find_unused_parameters_true", True)])
+def test_ddp_knows_whether_it_waits_for_every_gradient(tmp_path, strategy, ignores):
+    assert internals.ignores_missing_gradients(trainer(tmp_path, strategy=strategy, devices=2)) == ignores
+    assert internals.ignores_missing_gradients(trainer(tmp_path))

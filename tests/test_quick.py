@@ -34,7 +34,8 @@ def rows() -> ArrayDataModule:
 
 def test_rows_of_numbers_are_features_as_they_are(rows, tmp_path):
     found = quick(rows, output=tmp_path, epochs=6)
-    assert found.features is rows and not (tmp_path / "features").exists()
+    assert found.features is rows
+    assert not (tmp_path / "features").exists()
     assert found.verdict.corrects
     clean = found.features.load_train()[1]
     wrong = clean[found.audit.table.index] != found.audit.table.noisy_labels
@@ -49,7 +50,8 @@ def test_an_identity_leaves_no_audit(tmp_path, caplog):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(300, 4, generator=generator)
     found = quick(ArrayDataModule((inputs, torch.arange(300) % 2)), output=tmp_path, epochs=1)
-    assert found.audit is None and not (tmp_path / "audit").exists()
+    assert found.audit is None
+    assert not (tmp_path / "audit").exists()
     assert "so there is no audit" in caplog.text
 
 
@@ -64,7 +66,8 @@ def test_a_table_of_texts_by_the_command(tmp_path, monkeypatch, capsys):
         lines.append(f"{text} {i},{other if draw.random() < 0.2 else name}")
     Path("texts.csv").write_text("\n".join(["text,label", *lines]))
     main(["quick", "--data.train_file", "texts.csv", "--epochs=4", "--output=first"])
-    assert "features are words alone" in capsys.readouterr().out + capsys.readouterr().err or True
+    said = capsys.readouterr()
+    assert "features are words alone" in said.out + said.err
     manifest = json.loads(Path("first/features/manifest.json").read_text())
     assert manifest["parts"]["train"]["rows"] == 300
     (summary,) = Path("first").glob("lightning_logs/*/summary.json")
@@ -82,7 +85,7 @@ def test_a_folder_of_images_by_the_command(tmp_path, monkeypatch):
             Image.fromarray(shade.astype(np.uint8)).save(f"photos/{name}/{i}.png")
     main(["quick", "--data.root=photos", "--epochs=10", "--output=answer"])
     page = Path("answer/audit/audit.html").read_text()
-    assert "data:image" in page or "image/jpeg" in page
+    assert "/9j/" in page  # how a JPEG begins in base64
     table = Path("answer/audit/audit.csv").read_text()
     assert "red/0.png" in table
 

@@ -65,7 +65,7 @@ class MemorisationStopping(EarlyStopping):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        correction = _correction(trainer, pl_module)
+        correction = correction_of(trainer, pl_module)
         if self.transition is None and (correction is None or not correction.uses_transition):
             raise BadValue(
                 f"MemorisationStopping finds no T in {type(pl_module).__name__}'s loss, which would say what accuracy"
@@ -124,12 +124,12 @@ class MemorisationStopping(EarlyStopping):
             return None
         if self.transition is not None:
             return self.transition
-        correction = _correction(trainer, module)
+        correction = correction_of(trainer, module)
         transition = None if correction is None else correction.T
         return None if transition is None or transition.is_identity else transition
 
 
-def _correction(trainer: Trainer, module: LightningModule) -> Correction | None:
+def correction_of(trainer: Trainer, module: LightningModule) -> Correction | None:
     """Return the correction of the module, or the one that a callback brings to it."""
     for owner in (module, *callbacks(trainer)):
         found = getattr(owner, "correction", None)

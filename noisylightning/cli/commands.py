@@ -25,12 +25,15 @@ from noisylightning.cli.parser import Parser
 from noisylightning.cli.save_config import SaveConfig
 from noisylightning.cli.terminal import EpochLines, progress, quiet_terminal
 from noisylightning.data.checkpoint import complete_arguments
+from noisylightning.data.text import NoisyTextDataModule
 from noisylightning.encoders import load_encoder
+from noisylightning.encoders.load import WAYS
 from noisylightning.errors import BadValue, NoSuchPackage, UserError
 from noisylightning.estimators import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory
 from noisylightning.estimators.standalone import estimate_from_data, estimate_from_predictions, estimate_with_trainer
-from noisylightning.internals import dev_batches, refuse_test_monitors
+from noisylightning.extraction import extract_features
+from noisylightning.internals import callbacks, dev_batches, devices_of, refuse_test_monitors
 from noisylightning.judging import judge_fit
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.predictions.writer import PredictionWriter
@@ -96,6 +99,26 @@ class CommandTrainer(Trainer):
         publish_audit(self, found, output, None if predictions is not None else datamodule)
         return found
 
+    def features(
+        self,
+        model: LightningModule | None = None,
+        datamodule: Any = None,
+        encoder: str | None = None,
+        output: Path = Path("features"),
+        weights: str | None = None,
+        size: int | None = None,
+        views: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        """Run an encoder over data once."""
+        if datamodule is None or encoder is None:
+            raise BadValue(
+                f"features needs --data and --encoder, one of {', '.join(WAYS)}; features --help explains it."
+            )
+        takes: Literal["images", "texts"] = "texts" if isinstance(datamodule, NoisyTextDataModule) else "images"
+        made = load_encoder(encoder, weights, size, takes)
+        shows = self.progress_bar_callback is not None or any(isinstance(cb, EpochLines) for cb in callbacks(self))
+        extract_features(datamodule, made, output, views, batch_size, devices_of(self), progress=shows)
 
     def quick(
         self,
@@ -103,17 +126,18 @@ class CommandTrainer(Trainer):
         model: LightningModule | None = None,
         encoder: str | None = None,
         size: int | None = None,
-        weights: Path | None = None,
+        weights: str | None = None,
         output: Path = Path("quick"),
         epochs: int = 20,
     ) -> QuickAnswer:
         """Find T, a classifier and the wrong labels on the features of a pretrained encoder."""
         if datamodule is None or model is not None:
             raise BadValue(
-                "quick makes its own model of your data: give --data.root FOLDER, with a folder of images for each class"
-                " or --data.labels TABLE; or --data.train_file TABLE; or any --data CLASS."
+                "quick makes its own model of your data: give --data.root FOLDER, with a folder of images for each"
+                " class, or --data.labels TABLE too; or --data.train_file TABLE; or any --data CLASS."
             )
-        chosen = None if encoder is None else load_encoder(encoder, weights, size)
+        takes: Literal["images", "texts"] = "texts" if isinstance(datamodule, NoisyTextDataModule) else "images"
+        chosen = None if encoder is None else load_encoder(encoder, weights, size, takes)
         if encoder is None and (size is not None or weights is not None):
             raise BadValue("size and weights are those of an encoder: say which (--encoder).")
 
@@ -212,6 +236,7 @@ class NoisyLightningCLI(LightningCLI):
             "predict": predict,
             "estimate": {"model", "datamodule"},
             "audit": {"model", "datamodule"},
+            "features": {"model", "datamodule"},
             "quick": {"model", "datamodule"},
         }
 
@@ -230,9 +255,9 @@ class NoisyLightningCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write the predictions unless a writer of the user's own does."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, BasePredictionWriter) for callback in callbacks):
-            callbacks.append(PredictionWriter(self._get(self.config_init, "output")))
+        present = callbacks(self.trainer)
+        if not any(isinstance(callback, BasePredictionWriter) for callback in present):
+            present.append(PredictionWriter(self._get(self.config_init, "output")))
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def before_instantiate_classes(self) -> None:
@@ -255,7 +280,7 @@ class NoisyLightningCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``noisylightning fit|validate|test|predict|estimate|audit|compare|quick``.
+    """Run ``noisylightning fit|validate|test|predict|estimate|audit|features|quick|compare``.
 
     Args:
         args: Command-line arguments; ``sys.argv`` where they are left out.

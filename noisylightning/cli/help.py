@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning import Trainer
 
 from noisylightning.cli.classes import Kind, classes_of, import_class, kind_of, nearest
+from noisylightning.encoders.load import WAYS
 from noisylightning.errors import BadValue
 
 
@@ -37,7 +38,7 @@ COMMANDS = {
         {
             "data.root": "A folder of images for each class; with --data.labels TABLE, images and a table of labels.",
             "data.train_file": "Or a table: of texts where it has a column `text`, else of numbers.",
-            "encoder": "What makes features of images and texts; by default the best that is here. See docs/encoders.md.",
+            "encoder": "What makes features of images and texts. Default: the first that can be had, see docs/quick.md.",
             "size": "Side of the images in pixels. Default: what the encoder was trained with.",
             "weights": "A local file of weights, for an encoder of timm or torchvision.",
             "epochs": "Epochs of a stage. Default: 20.",
@@ -94,6 +95,19 @@ COMMANDS = {
             "standard_error": "A .npy file of T-hat's standard errors. Default: those that the checkpoint has.",
             "level": "Probability that the intervals are to cover. Default: 0.95.",
             "output": "The folder for audit.csv, audit.parquet, audit.json and audit.html. Default: audit.",
+        },
+    ),
+    "features": Command(
+        "Run a pretrained encoder over all parts of the data once, and keep its features in a folder, on which"
+        " FeaturesDataModule trains in seconds. Killed, it goes on where it was.",
+        "noisylightning features --data CIFAR10NDataModule --encoder efficientnet_lite0 --size 128 --output features",
+        {
+            "encoder": f"One of {', '.join(WAYS)}; --encoder.help tells them.",
+            "weights": "For timm and torchvision, a local file of weights. Default: the published ones.",
+            "size": "Side of images, in pixels. Default: what the encoder was trained with.",
+            "views": "Number of augmented views of each training sample, beside the plain one. Default: 0.",
+            "batch_size": "Samples in a batch. Default: 64.",
+            "output": "The folder. Default: features.",
         },
     ),
     "compare": Command(
@@ -179,6 +193,8 @@ def class_help(args: Sequence[str]) -> str | None:
             option = option[2 : -len(".help")]
             if option == "trainer":
                 return _describe(Trainer, option)
+            if option == "encoder":  # of the command features; a text's is --data.encoder
+                return f"--encoder takes one of\n\n{_table(list(WAYS.items()))}\n"
             kind = kind_of(option)
             if kind is not None:
                 return _describe(_find(kind, name, option), option) if name else _listing(kind, option)

@@ -38,6 +38,6 @@ def choose_encoder(texts: Sequence[str] | None = None) -> tuple[Encoder, str]:
             reasons.append(f"{name}: {error}".rstrip("."))
     plain = pixels() if texts is None else words(texts)
     return plain, (
-        f"No pretrained encoder can be had here ({'; '.join(reasons)}), so the features are {plain.name} alone, by which"
-        f" T and the wrong labels are found less well: {_BETTER[takes]}."
+        f"No pretrained encoder can be had here ({'; '.join(reasons)}), so the features are {plain.name} alone, by"
+        f" which T and the wrong labels are found less well: {_BETTER[takes]}."
     )

@@ -52,6 +52,7 @@ from noisylightning.functional.memorisation import (
     memorised_share,
     wrong_label_probability,
 )
+from noisylightning.functional.mixing import cutmix, cutmix_box, mix_labels, mixup
 from noisylightning.functional.names import (
     clean_priors,
     decide_names,
@@ -90,6 +91,8 @@ __all__ = [
     "condition_warning",
     "confident_joint_transition",
     "count_pairs",
+    "cutmix",
+    "cutmix_box",
     "dawid_skene",
     "decide_names",
     "dual_transition",
@@ -116,6 +119,8 @@ __all__ = [
     "loss_floor",
     "mean_absolute_error",
     "memorised_share",
+    "mix_labels",
+    "mixup",
     "name_rows",
     "names_warning",
     "noisy_log_likelihood",

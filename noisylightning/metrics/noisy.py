@@ -45,6 +45,8 @@ class NoisyMetrics(nn.Module):
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor, of_samples: dict[str, Tensor]) -> None:
         """Put a batch's mean loss, logits, labels, and what a T of the sample asks for, aside."""
+        if self._aside and self._aside[-1][2].dtype != labels.dtype:  # class indices do not go with soft labels
+            self.measure()
         of_samples = {name: value.detach() for name, value in of_samples.items()}
         self._aside.append((loss.detach(), logits.detach(), labels, of_samples))
         self._numel += logits.numel()

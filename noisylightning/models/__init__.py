@@ -2,6 +2,7 @@
 
 from noisylightning.models.batchnorm_head import BatchNormHead
 from noisylightning.models.features import feature_extractor, record_features, with_features
+from noisylightning.models.head import encoder_modules, encoder_parameters, head_of
 from noisylightning.models.mlp import MLP
 from noisylightning.models.outputs import looks_like_probabilities, require_logits
 from noisylightning.models.pretrained import HuggingFaceClassifier, TimmModel, TorchvisionModel
@@ -19,7 +20,10 @@ __all__ = [
     "TimmModel",
     "TorchvisionModel",
     "TransformerClassifier",
+    "encoder_modules",
+    "encoder_parameters",
     "feature_extractor",
+    "head_of",
     "looks_like_probabilities",
     "record_features",
     "require_logits",

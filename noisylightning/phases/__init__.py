@@ -5,7 +5,7 @@ A new phase is a subclass of :class:`Phase` in a file of its own, and an entry i
 
 from noisylightning.phases.base import Candidate, Chosen, Fit, Memory, Phase
 from noisylightning.phases.correction import CorrectionPhase
-from noisylightning.phases.engine import RunPhases
+from noisylightning.phases.engine import RunPhases, began_untrained
 from noisylightning.phases.estimation import EstimationPhase
 from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.held_out import HeldOutPhase, held_out_predictions
@@ -28,5 +28,6 @@ __all__ = [
     "RefinementPhase",
     "RunPhases",
     "TrustedPhase",
+    "began_untrained",
     "held_out_predictions",
 ]

@@ -245,6 +245,10 @@ class Phase:
         """Return by how many epochs the fit becomes longer with what has just begun."""
         return 0
 
+    def goes_on(self) -> bool:
+        """Tell whether it goes on from trained weights, and not from the fit's first or fresh ones."""
+        return False
+
     def repeats(self, fit: Fit) -> bool:
         """Tell whether it begins once more, now that it is over and has ended."""
         return False

@@ -81,6 +81,10 @@ class CorrectionPhase(Phase):
             assert fit.memory.transition is not None
             hook(fit.memory.transition.to(fit.module.device))
 
+    def goes_on(self) -> bool:
+        """Tell whether it keeps weights."""
+        return self.reinit == "keep"
+
     @property
     def config(self) -> dict[str, Any]:
         """Its argument."""

@@ -12,6 +12,7 @@ from noisylightning import internals
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue
 from noisylightning.phases.base import Fit, Memory, Phase
+from noisylightning.phases.identity import require_same_arguments
 
 
 class RunPhases(Callback):
@@ -72,6 +73,11 @@ class RunPhases(Callback):
         return any(phase.provides_transition for phase in self.phases)
 
     @property
+    def awaits_transition(self) -> bool:
+        """Whether a phase that gives the correction a T has yet to begin."""
+        return any(phase.provides_transition for phase in self._waiting)
+
+    @property
     def beginnings(self) -> list[int]:
         """The epochs at which phases that have not begun will begin for certain."""
         return [phase.begins_at for phase in self._waiting if phase.begins_at is not None]
@@ -114,13 +120,7 @@ class RunPhases(Callback):
                 f"The checkpoint was written without {name}, so it does not say how far its phases are: load its"
                 " weights into the model and start a new fit."
             )
-        config = self.config
-        for argument, saved in state["config"].items():
-            if saved != config.get(argument):
-                raise BadValue(
-                    f"The checkpoint was written with {name}({argument}={saved!r}), but this one has"
-                    f" {argument}={config.get(argument)!r}: resume with the same arguments, or start a new fit."
-                )
+        require_same_arguments(name, state["config"], self.config)
         self._index, self._epoch, self._span = state["phase"], state["epoch"], state["span"]
         self._memory.load_state_dict(state["memory"])
         internals.lengthen(trainer, *self._memory.added)
@@ -267,12 +267,30 @@ def _engines(trainer: Trainer) -> list[RunPhases]:
     return [callback for callback in internals.callbacks(trainer) if isinstance(callback, RunPhases)]
 
 
+def _latest(trainer: Trainer) -> RunPhases | None:
+    """Return the engine whose phase began last; None in plain training, until the first phase begins."""
+    running = [engine for engine in _engines(trainer) if engine.phase is not None]
+    return max(running, key=lambda engine: engine._epoch, default=None)
+
+
+def began_untrained(trainer: Trainer) -> int | None:
+    """Return the epoch at which the network that is trained now began; None where it went on from trained weights.
+
+    Args:
+        trainer: The trainer, within a fit, with phases or without.
+    """
+    last = _latest(trainer)
+    if last is None:
+        return 0
+    assert last.phase is not None
+    return None if last.phase.goes_on() else last._epoch
+
+
 def _span_of_schedules(trainer: Trainer) -> tuple[int, int]:
     """Return the epochs and steps that a schedule built now has to span: those of the phase that began last."""
-    running = [engine for engine in _engines(trainer) if engine.phase is not None]
-    if not running:  # plain training, until the first phase begins
+    last = _latest(trainer)
+    if last is None:
         return Fit(trainer, trainer.lightning_module, Memory()).end, trainer.max_steps
-    last = max(running, key=lambda engine: engine._epoch) if len(running) > 1 else running[0]
     assert last.phase is not None
     return last._span or last.phase.span(last._fit(trainer, trainer.lightning_module))
 

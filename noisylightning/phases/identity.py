@@ -1,11 +1,14 @@
 """Say as plain data which callable it is, so that a checkpoint can tell it from another."""
 
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from types import MethodType
 from typing import Any
 
 from torch import Tensor
+
+from noisylightning.errors import BadValue
 
 
 def identify(value: Any) -> Any:
@@ -52,3 +55,22 @@ def identify(value: Any) -> Any:
 
 def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
+
+
+def require_same_arguments(name: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Raise unless a callback has the arguments that the fit to resume was begun with.
+
+    Args:
+        name: The callback's name.
+        saved: The arguments that the checkpoint keeps, as plain data.
+        mine: Those of the callback at hand.
+
+    Raises:
+        ValueError: If one of them is another.
+    """
+    for argument, value in saved.items():
+        if value != mine.get(argument):
+            raise BadValue(
+                f"The checkpoint was written with {name}({argument}={value!r}), but this one has"
+                f" {argument}={mine.get(argument)!r}: resume with the same arguments, or start a new fit."
+            )

@@ -100,6 +100,10 @@ class RefinementPhase(FoldsPhase):
         if memory.candidates and not self.repeats(fit):
             self._choose(fit)
 
+    def goes_on(self) -> bool:
+        """Tell that its networks go on from those of the round before."""
+        return True
+
     def repeats(self, fit: Fit) -> bool:
         """Tell whether another network is to be trained: not where no T-hat is left."""
         return self._over < self.plan.num_rounds and len(fit.memory.candidates) > 1 and not self.is_skipped(fit)

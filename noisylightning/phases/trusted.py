@@ -78,6 +78,10 @@ class TrustedPhase(Phase):
         """Take the trusted set up again."""
         internals.train_on(fit.trainer, self._loader(fit))
 
+    def goes_on(self) -> bool:
+        """Tell that it goes on from the weights that the module has."""
+        return True
+
     def _loader(self, fit: Fit) -> Any:
         return fit.trainer.datamodule.trusted_train_dataloader()  # type: ignore[attr-defined]
 

@@ -7,6 +7,7 @@ import torch
 from test_every_loss import CLASSES, LOSSES, PROPER, random_logits
 
 from noisylightning.corrections import BackwardCorrection, ForwardCorrection, ImportanceReweighting, NoCorrection
+from noisylightning.functional import mix_labels
 from noisylightning.losses import EarlyLearningRegularization
 
 CORRECTIONS = [ForwardCorrection, BackwardCorrection, ImportanceReweighting]
@@ -120,3 +121,18 @@ def test_early_learning_keeps_its_averages_under_correction(correction):
     with pytest.raises(ValueError, match="needs the index of each sample"):
         corrected(logits, target)
     corrected.eval()(logits, target)
+
+
+@every_loss
+@pytest.mark.parametrize("correction", [NoCorrection, *CORRECTIONS], ids=lambda correction: correction.__name__)
+def test_a_mixed_label_costs_the_mixture_of_the_losses(name, correction):
+    """What Mixup and CutMix rely on, with class weights too."""
+    loss = LOSSES[name](weight=[1.0, 2.0, 0.5, 0.3], reduction="none")
+    corrected, logits = under(correction, random_transition(), loss), random_logits(6, CLASSES)
+    labels = torch.randint(CLASSES, (6,), generator=torch.Generator().manual_seed(0))
+    soft = mix_labels(labels, torch.arange(6).flip(0), 0.3, CLASSES).double()
+    exact = 0.3 * torch.eye(CLASSES, dtype=torch.float64)[labels]
+    exact += 0.7 * torch.eye(CLASSES, dtype=torch.float64)[labels.flip(0)]
+    torch.testing.assert_close(soft, exact)
+    expected = 0.3 * corrected(logits, labels) + 0.7 * corrected(logits, labels.flip(0))
+    torch.testing.assert_close(corrected(logits, exact), expected, rtol=1e-9, atol=1e-9)
