@@ -1,6 +1,6 @@
 """The fragments in configs/: any network, any noise and any method stack; a spanning set of the stacks is run.
 
-Of the 3,844 triples 571 are built: every network with every method, every network with every noise, and every
+Of the 3,968 triples 589 are built: every network with every method, every network with every noise, and every
 noise with every method. Pairs suffice, since noises, methods and bounds set no key in common, so that none can undo
 another: a triple's data module is that of its network and noise, its model and callbacks are those of its network and
 method. With NOISYLIGHTNING_EVERY_STACK=1 in the environment all of them are built.
@@ -38,9 +38,11 @@ import noisylightning.losses
 from noisylightning.cli import NoisyLightningCLI, main
 from noisylightning.cli.parser import Parser
 from noisylightning.data import IMDBDataModule
+from noisylightning.estimators import PartDependentEstimator
 from noisylightning.transition import (
     LearntTransition,
     NoiseAdaptation,
+    PartDependentTransition,
     TotalVariation,
     TransitionRevision,
     VolumeMinimization,
@@ -52,6 +54,7 @@ NOISES = sorted(path.stem for path in (CONFIGS / "noise").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
 ESTIMATORS = sorted(path.stem for path in (CONFIGS / "estimators").glob("*.yaml"))
 NEED_BOUNDS = {"unhinged", "sigmoid", "ramp"}
+NEED_INDEX = {"early_learning_regularization", "part_dependent"}
 LEARNT = {
     "volume_minimization": VolumeMinimization,
     "transition_revision": TransitionRevision,
@@ -309,6 +312,11 @@ def check_method(method: str, built) -> None:
         assert correction == ("ImportanceReweighting" if learnt is TransitionRevision else "ForwardCorrection")
         assert callbacks[2:] == []
         built.model.correction.require_transition()
+    elif method == "part_dependent":
+        assert correction == "ForwardCorrection"
+        assert isinstance(built.model.correction.T, PartDependentTransition)
+        assert callbacks[2:] == ["EstimateTransitionCallback"]
+        assert isinstance(built.trainer.callbacks[2].estimator(3), PartDependentEstimator)
     elif source in ("known", "estimated"):
         assert correction == {"importance_reweighting": "ImportanceReweighting"}.get(
             family, f"{family.title()}Correction"
@@ -335,7 +343,7 @@ def test_networks_methods_and_noises_are_built_together(network, method, parser,
         if data not in NOISY_BY_THEMSELVES:
             asked = None if noise is None else float(noise.rpartition("_")[2])
             assert (built.data.noise and built.data.noise.rate) == asked
-        assert built.data.with_index == (method == "early_learning_regularization")
+        assert built.data.with_index == (method in NEED_INDEX)
         assert (type(built.model.backbone).__name__ == "BatchNormHead") == (bounds is not None)
 
 

@@ -1,6 +1,7 @@
 """T from several estimators at once."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from pytorch_lightning.utilities import rank_zero_info
@@ -77,15 +78,34 @@ class ConsensusEstimator(TransitionEstimator):
         """Refuse: torchmetrics would compute the value of one batch by forgetting all others that the starts saw."""
         raise BadValue("ConsensusEstimator gives no T-hat of one batch: call update with each, then compute.")
 
+    def wants_survey(self, num_examples: int) -> bool:
+        """Whether one of the estimators would rather see so many samples twice."""
+        return any(start.wants_survey(num_examples) for start in self.starts)
+
+    def _survey(self, batch: Predictions) -> None:
+        for place, start in self._surveyed():
+            self._tell(place, batch, start.survey)
+
+    def _conclude(self) -> None:
+        for _, start in self._surveyed():
+            start.end_survey()
+
+    def _surveyed(self) -> list[tuple[int, TransitionEstimator]]:
+        """Return those that can see the samples twice, however many there are."""
+        return [(place, start) for place, start in enumerate(self.starts) if start.wants_survey(sys.maxsize)]
+
     def _accumulate(self, batch: Predictions) -> None:
         for place, start in enumerate(self.starts):
-            if place in self._left_out:
-                continue
-            try:
-                check_needs(start, batch.known | {"held_out"})  # a batch may by chance hold no such sample
-                start.update(batch)
-            except UserError as error:
-                self._left_out[place] = error
+            self._tell(place, batch, start.update)
+
+    def _tell(self, place: int, batch: Predictions, take: Callable[[Predictions], None]) -> None:
+        if place in self._left_out:
+            return
+        try:
+            check_needs(self.starts[place], batch.known | {"held_out"})  # a batch may by chance hold no such sample
+            take(batch)
+        except UserError as error:
+            self._left_out[place] = error
 
     def compute(self) -> Tensor:
         """Return the T-hat that the others are nearest to, ``(C, C)``."""

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from noisylightning import AnchorEstimator, ClusterabilityEstimator, ConfidentJointEstimator, ConsensusEstimator
+from noisylightning import (
+    AnchorEstimator,
+    ClusterabilityEstimator,
+    ConfidentJointEstimator,
+    ConsensusEstimator,
+    SimplexEstimator,
+)
 from noisylightning.errors import BadValue
 from noisylightning.estimators import TransitionEstimator
 from noisylightning.predictions import Predictions
@@ -52,6 +58,20 @@ def ask(estimator, predictions, size=400):
 
 def test_it_is_near_the_truth(predictions):
     assert relative_l1_error(ask(ConsensusEstimator(3), predictions), TRUE) < 0.1
+
+
+def test_what_can_see_the_samples_twice_does_and_says_the_same(predictions):
+    starts = [AnchorEstimator, ConfidentJointEstimator, SimplexEstimator]
+    twice = ConsensusEstimator(3, starts=starts)
+    assert twice.wants_survey(10**9) and not twice.wants_survey(10**4)
+    assert not ConsensusEstimator(3, starts=[SimplexEstimator]).wants_survey(10**9)
+    for batch in predictions.split(400):
+        twice.survey(batch)
+    twice.end_survey()
+    assert torch.equal(ask(twice, predictions), ask(ConsensusEstimator(3, starts=starts), predictions))
+    anchor, joint, _ = twice.starts
+    assert not joint.probs  # what it has seen, it has counted
+    assert sum(map(len, anchor.probs)) < len(predictions)
 
 
 def test_it_takes_the_one_that_the_others_are_nearest_to(predictions):
