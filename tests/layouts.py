@@ -96,6 +96,13 @@ def write_own_table(root: Path, num: int = 60) -> None:
         (root / name).write_text("\n".join(["height,weight,age,label", *rows]) + "\n")
 
 
+def write_own_text(root: Path, num: int = 30) -> None:
+    """Two tables of texts and labels of three classes: ``train.csv`` and ``test.csv``."""
+    for name in ("train.csv", "test.csv"):
+        rows = [f"a text of {label} number {i},{label}" for i in range(num // 3) for label in ("ant", "bee", "cat")]
+        (root / name).write_text("\n".join(["text,label", *rows]) + "\n")
+
+
 def write_clothing1m(root: Path, per_class: int = 3) -> None:
     """The official key lists and label files, and images of noise."""
     tables: dict[str, list[str]] = {"noisy": [], "clean": []}

@@ -1,6 +1,6 @@
 """The fragments in configs/: any network, any noise and any method stack; a spanning set of the stacks is run.
 
-Of the 3,968 triples 589 are built: every network with every method, every network with every noise, and every
+Of the 4,224 triples 614 are built: every network with every method, every network with every noise, and every
 noise with every method. Pairs suffice, since noises, methods and bounds set no key in common, so that none can undo
 another: a triple's data module is that of its network and noise, its model and callbacks are those of its network and
 method. With NOISYLIGHTNING_EVERY_STACK=1 in the environment all of them are built.
@@ -30,6 +30,7 @@ from layouts import (
     write_mnist,
     write_own_images,
     write_own_table,
+    write_own_text,
 )
 from pytorch_lightning.cli import LightningCLI
 
@@ -68,14 +69,15 @@ TABLE_OF_THE_PAPER = {
 NETWORKS = [
     "digits/mlp", "mnist/mlp", "fashion_mnist/mlp", "cifar10/resnet14", "cifar10/resnet32", "cifar100/resnet44",
     "cifar10n/resnet34", "cifar100n/resnet34", "clothing1m/resnet50", "imdb/embedding", "imdb/lstm", "imdb/transformer",
-    "labelme/mlp", "own_images/resnet14", "own_images/resnet18", "own_table/mlp",
+    "labelme/mlp", "own_images/resnet14", "own_images/resnet18", "own_table/mlp", "own_text/embedding",
 ]  # fmt: skip
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar10n": 10, "cifar100": 100,
-           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "labelme": 8, "own_images": 3, "own_table": 3}  # fmt: skip
+           "cifar100n": 100, "clothing1m": 14, "imdb": 2, "labelme": 8, "own_images": 3, "own_table": 3,
+           "own_text": 3}  # fmt: skip
 INPUTS = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "labelme": (512,), "own_table": (3,)}
 LARGE = {"cifar10n/resnet34", "cifar100n/resnet34", "clothing1m/resnet50", "imdb/lstm", "imdb/transformer"}
 NOISY_BY_THEMSELVES = {"cifar10n", "cifar100n", "clothing1m", "labelme"}
-NO_FLIPS = {"fashion_mnist", "own_images", "own_table"}  # asymmetric noise needs flips={...} there
+NO_FLIPS = {"fashion_mnist", "own_images", "own_table", "own_text"}  # asymmetric noise needs flips={...} there
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +128,13 @@ def data_folder(tmp_path_factory):
     for write in (write_mnist, write_cifar10, write_cifar100, write_imdb, write_labelme):
         write(root)
     write_mnist(root, "FashionMNIST")
-    for name, write in (("own", write_own_images), ("table", write_own_table), ("clothing1m", write_clothing1m)):
+    folders = {
+        "own": write_own_images,
+        "table": write_own_table,
+        "text": write_own_text,
+        "clothing1m": write_clothing1m,
+    }
+    for name, write in folders.items():
         (root / name).mkdir()
         write(root / name)
     return root
@@ -139,6 +147,7 @@ def where(network: str, root: Path) -> list[str]:
         "digits": [],
         "own_images": [f"--data.root={root}/own", f"--data.labels={root}/own/labels.csv"],
         "own_table": [f"--data.train_file={root}/table/train.csv", f"--data.test_file={root}/table/test.csv"],
+        "own_text": [f"--data.train_file={root}/text/train.csv", f"--data.test_file={root}/text/test.csv"],
         "clothing1m": [f"--data.root={root}/clothing1m"],
     }.get(data, [f"--data.data_dir={root}"])
     downloads = "\n        weights:" in (CONFIGS / f"{network}.yaml").read_text()
@@ -377,6 +386,19 @@ def test_an_estimator_stacks_after_a_method_and_changes_nothing_else(estimator, 
     assert chosen == alone
 
 
+def test_what_is_in_training_adds_a_callback_and_stacks_after_a_method_and_an_estimator(parser, parsed):
+    files = [f"training/{path.stem}" for path in sorted((CONFIGS / "training").glob("*.yaml"))]
+    assert files == sorted([*TRAINING, "training/cutmix"])
+    assert set().union(*map(keys_of, files)) == {"trainer.callbacks+", "model.init_args.encoder_lr"}
+    stacked = parsed("digits/mlp", "methods/forward_estimated", "estimators/dual_t", *files).clone()
+    built = parser.instantiate_classes(stacked)
+    assert [type(callback).__name__ for callback in built.trainer.callbacks[2:]] == [
+        "EstimateTransitionCallback", "CutMix", "EarlyStopping", "HeadFirst", "Mixup",
+    ]  # fmt: skip
+    assert type(built.trainer.callbacks[2].estimator(10)).__name__ == "DualTEstimator"
+    assert [len(group["params"]) for group in built.model.parameter_groups()] == [2, 4]
+
+
 @pytest.mark.parametrize("fragments", [["digits/mlp"], ["digits/mlp", "methods/cross_entropy"], []])
 def test_an_estimator_without_a_method_is_refused_in_one_sentence(fragments):
     with pytest.raises(SystemExit, match="estimator is no argument of the callback that was added last"):
@@ -388,7 +410,8 @@ def test_every_network_maps_its_data_to_its_classes(network, parser, parsed):
     data = network.split("/")[0]
     built = parser.instantiate_classes(parsed(network))
     built.model.eval()
-    inputs = torch.ones(1, 400, dtype=torch.long) if data == "imdb" else torch.zeros(1, *INPUTS.get(data, (3, 32, 32)))
+    words = data in ("imdb", "own_text")
+    inputs = torch.ones(1, 400, dtype=torch.long) if words else torch.zeros(1, *INPUTS.get(data, (3, 32, 32)))
     assert built.model(inputs).shape == (1, CLASSES[data])
     assert built.model.configure_optimizers()
 
@@ -415,15 +438,16 @@ SMALLER = {  # networks, whose checkpoints would otherwise fill hundreds of mega
     "cifar100n": ["--model.backbone=CIFARResNet", "--model.backbone.depth=8", "--model.backbone.num_classes=100"],
     "clothing1m": ["--model.backbone.name=shufflenet_v2_x0_5", "--data.size=32", "--data.num_workers=0"],
 }
+TRAINING = ["training/early_stopping", "training/head_first", "training/mixup"]  # and training/cutmix
 RUNS = [
     ("digits/mlp", "digits/bounded/mlp", "noise/symmetric_0.2", "methods/unhinged"),
-    ("digits/mlp", "noise/symmetric_0.2", "methods/importance_reweighting_estimated"),
+    ("digits/mlp", "noise/symmetric_0.2", *TRAINING, "methods/importance_reweighting_estimated"),
     ("digits/mlp", "noise/symmetric_0.2", "methods/forward_estimated", "estimators/trusted"),
     ("labelme/mlp", "methods/forward_known"),
     ("mnist/mlp", "noise/asymmetric_0.6", "methods/forward_estimated"),
     ("mnist/mlp", "methods/early_learning_regularization"),
     ("fashion_mnist/mlp", "noise/pair_flip_0.2", "methods/bootstrap_hard"),
-    ("cifar10/resnet14", "noise/instance_dependent_0.2", "methods/nce_rce"),
+    ("cifar10/resnet14", "noise/instance_dependent_0.2", "methods/nce_rce", "training/cutmix"),
     ("cifar10/resnet14", "cifar10/confusion", "methods/forward_known"),
     ("cifar10/resnet14", "cifar10/bounded/resnet14", "methods/sigmoid"),
     ("cifar100/resnet44", "noise/asymmetric_0.2", "methods/generalized_cross_entropy"),
@@ -432,6 +456,7 @@ RUNS = [
     ("imdb/embedding", "noise/asymmetric_0.4", "methods/backward_known"),
     ("clothing1m/resnet50", "methods/bootstrap_soft"),
     ("own_table/mlp", "noise/symmetric_0.2", "methods/forward_known"),
+    ("own_text/embedding", "noise/symmetric_0.2", "methods/forward_known"),
     ("digits/mlp", "noise/symmetric_0.5", "methods/volume_minimization"),
     ("digits/mlp", "noise/symmetric_0.2", "methods/forward_estimated", "estimators/unrefined"),
 ]

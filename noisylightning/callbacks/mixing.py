@@ -53,6 +53,7 @@ class Mixing(Callback):
         self._batch_idx = 0
         self._num_classes = 0
         self._labels_checked = False
+        self._rehearsed = False  # with the first batch, so that what cannot be mixed shows before stage two
         self._undo: Callable[[], None] | None = None
 
     @abstractmethod
@@ -132,20 +133,20 @@ class Mixing(Callback):
         self._batch_idx = batch_idx
 
     def _mixed(self, trainer: Trainer, batch: Any) -> Any:
-        if not self._is_active(trainer):
-            return batch
         # All that is drawn depends on the batch's place in the fit alone, so that a resumed fit draws it again.
         place = [self.seed % 2**64, trainer.current_epoch, self._batch_idx]
         draws = np.random.default_rng([*place, 0])
-        mixes, share = draws.random() < self.probability, draws.beta(self.alpha, self.alpha)
-        if not mixes:
+        mixes = draws.random() < self.probability and self._is_active(trainer)
+        if self._rehearsed and not mixes:
             return batch
         inputs, labels, *rest = self._mixable(batch)
         # Each process pairs the samples that it has.
         own_draws = np.random.default_rng([*place, 1, trainer.global_rank])
         partners = torch.from_numpy(own_draws.permutation(len(inputs))).to(inputs.device)
-        mixed, share = self.mix(inputs, partners, share, draws)
-        return mixed, mix_labels(labels, partners, share, self._num_classes), *rest
+        mixed, share = self.mix(inputs, partners, draws.beta(self.alpha, self.alpha), draws)
+        labels = mix_labels(labels, partners, share, self._num_classes)
+        self._rehearsed = True
+        return (mixed, labels, *rest) if mixes else batch
 
     def _is_active(self, trainer: Trainer) -> bool:
         if self.stage_one:

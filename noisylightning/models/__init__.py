@@ -7,6 +7,7 @@ from noisylightning.models.mlp import MLP
 from noisylightning.models.outputs import looks_like_probabilities, require_logits
 from noisylightning.models.pretrained import HuggingFaceClassifier, TimmModel, TorchvisionModel
 from noisylightning.models.resnet import CIFARResNet, ResNet34
+from noisylightning.models.standardize import Standardize
 from noisylightning.models.text import EmbeddingClassifier, LSTMClassifier, TransformerClassifier
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "HuggingFaceClassifier",
     "LSTMClassifier",
     "ResNet34",
+    "Standardize",
     "TimmModel",
     "TorchvisionModel",
     "TransformerClassifier",

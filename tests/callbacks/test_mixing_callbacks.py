@@ -217,6 +217,13 @@ def test_what_cannot_be_mixed_is_refused_in_a_sentence(tmp_path, make, correctio
         fitted(tmp_path, classifier(correction=correction()), make(), data=data and data())
 
 
+def test_what_stage_two_could_not_mix_is_refused_before_the_first_step(tmp_path):
+    run = trainer(tmp_path, [anchored(2), CutMix()])
+    with pytest.raises(ValueError, match="use Mixup"):
+        run.fit(classifier(), ToyData())
+    assert run.global_step == 0
+
+
 @pytest.mark.parametrize(
     ("peer", "sentence"),
     [(CutMix, "would mix the same batches"), (MemorisationStopping, "MemorisationStopping watches the accuracy")],
