@@ -131,7 +131,7 @@ class FeaturesDataModule(NoisyDataModule):
         """The T of ``AsymmetricNoise(rate)`` that the paper gives for the data, see :class:`NoisyDataModule`."""
         if not self.folder.has("asymmetric"):
             return super().asymmetric_transition(rate)
-        at_zero, at_one = torch.from_numpy(self.folder.array("asymmetric"))
+        at_zero, at_one = torch.from_numpy(self.folder.array("asymmetric")).double()
         return (at_zero + rate * (at_one - at_zero)).to(torch.get_default_dtype())  # it is linear in the rate
 
     def noisy_label_sets(self, inputs: Inputs | None, labels: Tensor) -> dict[str, NoisyLabels]:

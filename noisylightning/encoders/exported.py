@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,8 @@ def exported_encoder(path: str | Path, size: int | None = None) -> Encoder:
         torch.Size([5, 3])
     """
     path = _file(path)
+    if not zipfile.is_zipfile(path):  # of which torch would say so in a log of its own
+        raise BadValue(f"{path} cannot be read as a .pt2 of torch.export, it is truncated or none: export it again.")
     try:
         program = torch.export.load(path)
     except (RuntimeError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:

@@ -15,7 +15,8 @@ from noisylightning.encoders.hub import is_offline, reason_of
 from noisylightning.errors import BadValue, NoSuchFile, NoSuchPackage
 
 _Model = TypeVar("_Model")
-_LONGEST = 512  # tokens, where a tokenizer names no limit
+_LONGEST = 512  # tokens, where neither tokenizer nor model names a limit
+_UNLIMITED = 10**6  # a tokenizer without a limit says 1e30
 
 
 class ProcessorTransform:
@@ -42,13 +43,12 @@ class Tokenize:
 
     Args:
         tokenizer: A tokenizer of transformers.
-        longest: Tokens beyond which a text is cut; by default the tokenizer's own limit, 512 where it has none.
+        longest: Tokens beyond which a text is cut.
     """
 
-    def __init__(self, tokenizer: Any, longest: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, longest: int) -> None:
         self.tokenizer = tokenizer
-        limit = tokenizer.model_max_length  # of the order of 1e30 where there is none
-        self.longest = (limit if limit < 10**6 else _LONGEST) if longest is None else longest
+        self.longest = longest
 
     def __call__(self, texts: Sequence[str]) -> Any:
         """Tokenize B texts to tensors by name."""
@@ -141,6 +141,8 @@ def transformers_encoder(name: str, takes: Literal["images", "texts"] | None = N
     called = f"transformers:{_short(name)}"
     network = _Pooled(model.float(), pooler=not report["missing_keys"])
     if isinstance(processor, Tokenize):
+        if processor.longest >= _UNLIMITED:
+            processor.longest = min(getattr(model.config, "max_position_embeddings", None) or _LONGEST, _LONGEST)
         return Encoder(network, "texts", processor, called)
     size = processor.processor.size
     resize = size.get("shortest_edge") or size.get("height")
@@ -157,7 +159,8 @@ def _processor_of(transformers: Any, name: str, takes: str | None, where: dict[s
         except (OSError, ValueError, KeyError):
             if takes == "images":
                 raise
-    return Tokenize(transformers.AutoTokenizer.from_pretrained(name, **where))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
+    return Tokenize(tokenizer, tokenizer.model_max_length)
 
 
 class _Sentences(nn.Module):
