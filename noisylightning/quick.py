@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 
 from noisylightning.audit import Audit, Thumbnails, print_audit, thumbnails_of, write_audit
@@ -75,8 +75,8 @@ def quick(
         output: The folder.
         epochs: Epochs of a stage.
         seed: Seed of the weights and of the order of the samples.
-        progress: Whether to show bars.
-        callbacks: Makes the callbacks that each fit gets beside its own.
+        progress: Whether to show how far encoding is.
+        callbacks: Makes the callbacks that each fit gets beside its own, such as a progress bar.
 
     Returns:
         What was found.
@@ -100,7 +100,7 @@ def quick(
     model = _model(features, seed, ForwardCorrection(num_classes=features.num_classes), rate)
     callback = EstimateTransitionCallback(stage_one_epochs=epochs)
     best = ModelCheckpoint(monitor="val_loss", mode="min")
-    trainer = _trainer(output, 2 * epochs, [callback, best, *callbacks()], progress)
+    trainer = _trainer(output, 2 * epochs, [callback, best, *callbacks()])
     trainer.fit(model, features)
     results = evaluate_fit(trainer, model, features)
     verdict = judge_fit(trainer, model, features, results)
@@ -112,7 +112,7 @@ def quick(
     else:
         judges = _model(features, seed, ForwardCorrection(callback.transition), rate)
         audit = audit_held_out(
-            _trainer(output, epochs, list(callbacks()), progress, logs=False),
+            _trainer(output, epochs, list(callbacks()), logs=False),
             judges, features, AUDIT_FOLDS, epochs, callback.standard_error,
         )  # fmt: skip
         write_audit(audit, output / "audit", _thumbnails(data))
@@ -163,7 +163,7 @@ def _model(features: NoisyDataModule, seed: int, correction: Correction, rate: f
     return NoisyLabelClassifier(head, correction, num_classes=features.num_classes, optimizer=optimizer)
 
 
-def _trainer(output: Path, epochs: int, callbacks: list[Callback], progress: bool, logs: bool = True) -> Trainer:
+def _trainer(output: Path, epochs: int, callbacks: list[Callback], logs: bool = True) -> Trainer:
     return Trainer(
         max_epochs=epochs,
         accelerator="auto",
@@ -172,7 +172,7 @@ def _trainer(output: Path, epochs: int, callbacks: list[Callback], progress: boo
         logger=logs,
         enable_checkpointing=logs,
         callbacks=callbacks,
-        enable_progress_bar=progress,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
     )
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import noisylightning.quick
 from noisylightning.cli import main
 from noisylightning.cli.name_data import name_data
 from noisylightning.data import ArrayDataModule, SymmetricNoise
@@ -19,21 +20,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:No T-hat foretells", "ignore:T-h
 
 
 @pytest.fixture(autouse=True)
-def no_pretrained_encoder(monkeypatch):
+def no_pretrained_encoder_and_little_training(monkeypatch):
     monkeypatch.setattr(choose, "FOR_IMAGES", ())
     monkeypatch.setattr(choose, "FOR_TEXTS", ())
+    monkeypatch.setattr(noisylightning.quick, "AUDIT_FOLDS", 2)
+    monkeypatch.setattr(noisylightning.quick, "RATES", (3e-2,))
 
 
-@pytest.fixture(scope="module")
-def rows() -> ArrayDataModule:
+def test_rows_of_numbers_are_features_as_they_are(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    clean = torch.arange(900) % 3
-    inputs = 4 * torch.eye(6)[clean] + torch.randn(900, 6, generator=generator)
-    return ArrayDataModule((inputs, clean), noise=SymmetricNoise(0.3), batch_size=32)
-
-
-def test_rows_of_numbers_are_features_as_they_are(rows, tmp_path):
-    found = quick(rows, output=tmp_path, epochs=6)
+    clean = torch.arange(600) % 3
+    inputs = 4 * torch.eye(6)[clean] + torch.randn(600, 6, generator=generator)
+    rows = ArrayDataModule((inputs, clean), noise=SymmetricNoise(0.3), batch_size=64)
+    found = quick(rows, output=tmp_path, epochs=4)
     assert found.features is rows
     assert not (tmp_path / "features").exists()
     assert found.verdict.corrects
@@ -60,16 +59,16 @@ def test_a_table_of_texts_by_the_command(tmp_path, monkeypatch, capsys):
     draw = np.random.default_rng(0)
     words = {"good": ["fine", "lovely", "bright"], "bad": ["dull", "poor", "grey"]}
     lines = []
-    for i in range(300):
+    for i in range(200):
         name, other = ("good", "bad")[:: 1 if i % 2 else -1]
         text = " ".join(draw.choice(words[name], 4))
         lines.append(f"{text} {i},{other if draw.random() < 0.2 else name}")
     Path("texts.csv").write_text("\n".join(["text,label", *lines]))
-    main(["quick", "--data.train_file", "texts.csv", "--epochs=4", "--output=first"])
+    main(["quick", "--data.train_file", "texts.csv", "--epochs=2", "--output=first"])
     said = capsys.readouterr()
     assert "features are words alone" in said.out + said.err
     manifest = json.loads(Path("first/features/manifest.json").read_text())
-    assert manifest["parts"]["train"]["rows"] == 300
+    assert manifest["parts"]["train"]["rows"] == 200
     (summary,) = Path("first").glob("lightning_logs/*/summary.json")
     assert json.loads(summary.read_text())
 
@@ -83,7 +82,7 @@ def test_a_folder_of_images_by_the_command(tmp_path, monkeypatch):
             other = (30, 30, 200) if colour[0] > 100 else (200, 30, 30)
             shade = np.array(other if i % 5 == 0 else colour) + draw.integers(-25, 25, (12, 12, 3))
             Image.fromarray(shade.astype(np.uint8)).save(f"photos/{name}/{i}.png")
-    main(["quick", "--data.root=photos", "--epochs=10", "--output=answer"])
+    main(["quick", "--data.root=photos", "--epochs=6", "--output=answer"])
     page = Path("answer/audit/audit.html").read_text()
     assert "/9j/" in page  # how a JPEG begins in base64
     table = Path("answer/audit/audit.csv").read_text()

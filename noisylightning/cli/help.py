@@ -38,7 +38,7 @@ COMMANDS = {
         {
             "data.root": "A folder of images for each class; with --data.labels TABLE, images and a table of labels.",
             "data.train_file": "Or a table: of texts where it has a column `text`, else of numbers.",
-            "encoder": "What makes features of images and texts. Default: the first that can be had, see docs/quick.md.",
+            "encoder": "What makes features of images and texts. Default: the first that can be had: docs/quick.md.",
             "size": "Side of the images in pixels. Default: what the encoder was trained with.",
             "weights": "A local file of weights, for an encoder of timm or torchvision.",
             "epochs": "Epochs of a stage. Default: 20.",
