@@ -31,15 +31,15 @@ def test_rows_of_numbers_are_features_as_they_are(tmp_path):
     generator = torch.Generator().manual_seed(0)
     clean = torch.arange(600) % 3
     inputs = 4 * torch.eye(6)[clean] + torch.randn(600, 6, generator=generator)
-    rows = ArrayDataModule((inputs, clean), noise=SymmetricNoise(0.3), batch_size=64)
-    found = quick(rows, output=tmp_path, epochs=4)
+    rows = ArrayDataModule((inputs, clean), noise=SymmetricNoise(0.3), batch_size=32)
+    found = quick(rows, output=tmp_path, epochs=5)
     assert found.features is rows
     assert not (tmp_path / "features").exists()
     assert found.verdict.corrects
     clean = found.features.load_train()[1]
     wrong = clean[found.audit.table.index] != found.audit.table.noisy_labels
-    assert found.audit.errors.low < int(wrong.sum()) < found.audit.errors.high
-    assert found.results[-1].val_clean_accuracy > 0.9
+    assert found.audit.errors.total == pytest.approx(int(wrong.sum()), rel=0.2)
+    assert found.results[-1].clean_accuracy > 0.7
     with pytest.raises(BadValue, match="features as they are: leave encoder"):
         quick(rows, "efficientnet_lite0", tmp_path)
 
@@ -54,7 +54,8 @@ def test_an_identity_leaves_no_audit(tmp_path, caplog):
     assert "so there is no audit" in caplog.text
 
 
-def test_a_table_of_texts_by_the_command(tmp_path, monkeypatch, capsys):
+def test_a_table_of_texts_by_the_command(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     words = {"good": ["fine", "lovely", "bright"], "bad": ["dull", "poor", "grey"]}
@@ -65,8 +66,7 @@ def test_a_table_of_texts_by_the_command(tmp_path, monkeypatch, capsys):
         lines.append(f"{text} {i},{other if draw.random() < 0.2 else name}")
     Path("texts.csv").write_text("\n".join(["text,label", *lines]))
     main(["quick", "--data.train_file", "texts.csv", "--epochs=2", "--output=first"])
-    said = capsys.readouterr()
-    assert "features are words alone" in said.out + said.err
+    assert "features are words alone" in caplog.text
     manifest = json.loads(Path("first/features/manifest.json").read_text())
     assert manifest["parts"]["train"]["rows"] == 200
     (summary,) = Path("first").glob("lightning_logs/*/summary.json")
