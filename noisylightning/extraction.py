@@ -305,11 +305,8 @@ def _write_labels(
 
 
 def _statistics(features: Tensor) -> Tensor:
-    """Mean of each feature, and one by its standard deviation, 0 where it is constant; float32 of shape ``(2, D)``."""
+    """Mean and variance of each feature, float32 of shape ``(2, D)``."""
     chunks = range(0, len(features), _ROWS)
-    total = sum(features[i : i + _ROWS].double().sum(dim=0) for i in chunks)
-    mean = torch.as_tensor(total) / len(features)
-    square = sum((features[i : i + _ROWS].double() - mean).square().sum(dim=0) for i in chunks)
-    std = (torch.as_tensor(square) / len(features)).sqrt()
-    constant = std <= 1e-9 * mean.abs()  # but for rounding
-    return torch.stack([mean, torch.where(constant, 0, 1 / std)]).float()
+    mean = torch.stack([features[i : i + _ROWS].double().sum(dim=0) for i in chunks]).sum(dim=0) / len(features)
+    squares = [(features[i : i + _ROWS].double() - mean).square().sum(dim=0) for i in chunks]
+    return torch.stack([mean, torch.stack(squares).sum(dim=0) / len(features)]).float()

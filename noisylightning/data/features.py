@@ -29,7 +29,9 @@ class FeaturesDataModule(NoisyDataModule):
         labels: Which of the folder's noisy labels, where it has any: a name, for example ``worse`` of CIFAR-10N, or
             ``clean`` for none of them; by default those that the data had when the features were made. A ``noise`` or a
             ``noisy_labels_file`` takes their place.
-        standardize: Whether each feature is brought to mean 0 and standard deviation 1 over the training samples.
+        standardize: Whether features are centred on the mean of the training samples, and scaled by one factor so that
+            their variances are 1 on average: one learning rate then suits all encoders, and which samples are near to
+            each other does not change.
         augment: Whether training sees one of the stored views of a sample at random, where the folder has views.
         trusted: See :class:`NoisyDataModule`; by default the places that the data trusted, an empty list for none.
         kwargs: What every data module takes, see :class:`NoisyDataModule`.
@@ -78,15 +80,15 @@ class FeaturesDataModule(NoisyDataModule):
         if self.trusted is None and self.folder.has("trusted_index"):
             self.trusted = self.folder.array("trusted_index").tolist()
         if standardize:
-            self._mean, self._scale = (torch.from_numpy(row.copy()) for row in self.folder.array("statistics"))
+            self._mean, variances = torch.from_numpy(self.folder.array("statistics"))
+            self._scale = 1 / float(variances.mean().sqrt() or 1)
             self.transform = self._standardized
         else:
             self.transform = Tensor.float
         self._views: Tensor | None = None
 
     def _standardized(self, features: Tensor) -> Tensor:
-        mean, scale = self._mean.to(features.device), self._scale.to(features.device)
-        return features.float().sub_(mean).mul_(scale)
+        return features.float().sub_(self._mean.to(features.device)).mul_(self._scale)
 
     def load_train(self) -> tuple[Tensor, Tensor]:
         """Features of the samples for training and validation."""
