@@ -81,12 +81,19 @@ def test_features_come_from_every_process(finished):
         torch.testing.assert_close(rank["feature_means"], expected, atol=1e-5, rtol=0)
 
 
-def test_a_learnt_transition_waits_and_learns_on_every_rank(tmp_path):
-    fit(tmp_path, learnt=True)
-    zero, one = ranks(tmp_path)
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory) -> Path:
+    """A fit whose T learns, on mixed samples, and whose head trains before the encoder."""
+    folder = tmp_path_factory.mktemp("learnt")
+    fit(folder, learnt=True, mixed=True, strategy="ddp_find_unused_parameters_true")
+    return folder
+
+
+def test_a_learnt_transition_waits_and_learns_on_every_rank(learnt):
+    zero, one = ranks(learnt)
     for name in ("transition", "weights"):
         assert torch.equal(zero[name], one[name]), name
-    waiting = torch.load(stage_one(tmp_path), weights_only=True)["state_dict"]
+    waiting = torch.load(stage_one(learnt), weights_only=True)["state_dict"]
     assert waiting["correction.transition.held"] == 1
     assert torch.equal(waiting["correction.transition.start"], torch.eye(CLASSES))
     assert torch.equal(waiting["correction.transition.scores"], NoiseAdaptation(CLASSES).scores)
@@ -103,15 +110,17 @@ def test_two_processes_resume_bit_for_bit(finished, tmp_path, epoch):
         assert torch.equal(before["transition"], after["transition"])
 
 
-def test_mixing_and_a_head_that_trains_first(tmp_path):
-    """Every rank mixes with the same share, and an encoder that had no gradients is synchronized when it has some."""
-    fit(tmp_path, mixed=True, strategy="ddp_find_unused_parameters_true")
-    zero, one = ranks(tmp_path)
+def test_every_rank_mixes_with_the_same_share(learnt):
+    zero, one = ranks(learnt)
     assert torch.equal(zero["shares"], one["shares"])
     assert len(zero["shares"]) >= 2 * 4  # batches of stage two
+
+
+def test_an_encoder_that_had_no_gradients_is_synchronized_when_it_has_some(learnt):
+    zero, one = ranks(learnt)
     assert torch.equal(zero["weights"], one["weights"])
     for epoch, stands in enumerate([True, False, True, False]):
-        saved = torch.load(tmp_path / "every" / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
+        saved = torch.load(learnt / "every" / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
         assert torch.equal(saved["backbone.0.weight"], classifier(0).backbone[0].weight) == stands
 
 

@@ -1,5 +1,6 @@
 """Training on mixed samples: Mixup and CutMix as callbacks."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -39,8 +40,10 @@ class Mixing(Callback):
     """
 
     def __init__(self, alpha: float = 1.0, probability: float = 1.0, stage_one: bool = False, seed: int = 0) -> None:
-        if not alpha > 0:
-            raise BadValue(f"{type(self).__name__}'s alpha must be positive, got {alpha}: larger mixes more evenly.")
+        if not 0 < alpha < math.inf:
+            raise BadValue(
+                f"{type(self).__name__}'s alpha must be positive and finite, got {alpha}: 1 draws all shares equally."
+            )
         if not 0 < probability <= 1:
             raise BadValue(
                 f"{type(self).__name__}'s probability must lie in (0, 1], got {probability}: it is the share of batches"

@@ -192,7 +192,7 @@ class Pairs(ToyData):
 @pytest.mark.parametrize(
     ("make", "correction", "data", "sentence"),
     [
-        (partial(Mixup, 0.0), lambda: ForwardCorrection(TRUE), None, "Mixup's alpha must be positive"),
+        (partial(Mixup, 0.0), lambda: ForwardCorrection(TRUE), None, "Mixup's alpha must be positive and finite"),
         (
             partial(CutMix, probability=1.5),
             lambda: ForwardCorrection(TRUE),
