@@ -32,12 +32,10 @@ _SAFELY = "Whether the checkpoint may hold plain data only; false also loads pic
 
 COMMANDS = {
     "quick": Command(
-        "From noisy labels to the answer on frozen features, in minutes: T, a corrected classifier, how good it is on"
-        " clean labels, and a page of the labels that are wrong.",
+        "From images (--data.root) or a table (--data.train_file) with noisy labels to T, a corrected classifier and"
+        " the wrong labels.",
         "noisylightning quick --data.root photos --data.labels labels.csv",
         {
-            "data.root": "A folder of images for each class; with --data.labels TABLE, images and a table of labels.",
-            "data.train_file": "Or a table: of texts where it has a column `text`, else of numbers.",
             "encoder": "What makes features of images and texts. Default: the first that can be had: docs/quick.md.",
             "size": "Side of the images in pixels. Default: what the encoder was trained with.",
             "weights": "A local file of weights, for an encoder of timm or torchvision.",
@@ -98,8 +96,7 @@ COMMANDS = {
         },
     ),
     "features": Command(
-        "Run a pretrained encoder over all parts of the data once, and keep its features in a folder, on which"
-        " FeaturesDataModule trains in seconds. Killed, it goes on where it was.",
+        "Run a pretrained encoder over the data once, and keep the features in a folder for FeaturesDataModule.",
         "noisylightning features --data CIFAR10NDataModule --encoder efficientnet_lite0 --size 128 --output features",
         {
             "encoder": f"One of {', '.join(WAYS)}; --encoder.help tells them.",
