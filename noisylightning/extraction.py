@@ -34,6 +34,7 @@ PARTS = ("train", "val", "trusted", "test", "predict")
 _SECONDS_BETWEEN_SAVES = 2.0
 _SECONDS_BETWEEN_LINES = 30.0  # in a log file, where there is no bar
 _ROWS = 2**14  # at once, where features are only read
+_BATCHES_OF_TEXTS = 8  # that are sorted by length together, so that little is padded
 
 
 def extract_features(
@@ -183,6 +184,10 @@ class _Source:
             yield done, end
             done = end
 
+    @property
+    def holds_texts(self) -> bool:
+        return self._texts is not None
+
     def read(self, begin: int, end: int) -> Any:
         if self._texts is not None:
             return self._texts[begin:end]
@@ -253,16 +258,18 @@ def _features(
     num_readers = num_workers or min(os.cpu_count() or 1, 8)
     readers, runners = ThreadPoolExecutor(num_readers), ThreadPoolExecutor(len(replicas))
 
-    def encode(samples: Future[Any]) -> Tensor:
+    def encode(read: Future[Any]) -> Tensor:
         replica = free.get()
         try:
-            return replica(samples.result()).cpu()
+            samples = read.result()
+            found = _by_length(replica, samples, batch_size) if isinstance(samples, list) else replica(samples)
+            return found.cpu()
         finally:
             free.put(replica)
 
     waiting: deque[Future[Tensor]] = deque()
     try:
-        for begin, end in source.batches(done, batch_size):
+        for begin, end in source.batches(done, batch_size * (_BATCHES_OF_TEXTS if source.holds_texts else 1)):
             waiting.append(runners.submit(encode, readers.submit(source.read, begin, end)))
             if len(waiting) > num_readers + len(replicas):
                 yield waiting.popleft().result()
@@ -271,6 +278,13 @@ def _features(
     finally:  # an error, or an interrupt, waits for no other batch
         for pool in (runners, readers):
             pool.shutdown(cancel_futures=True)
+
+
+def _by_length(encoder: Encoder, texts: list[str], batch_size: int) -> Tensor:
+    """Encode texts in batches of texts of like length."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    parts = [[texts[i] for i in order[begin : begin + batch_size]] for begin in range(0, len(texts), batch_size)]
+    return torch.cat([encoder(part) for part in parts])[torch.tensor(order).argsort()]
 
 
 def _write_labels(

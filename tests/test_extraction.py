@@ -260,6 +260,22 @@ def test_texts_are_read_as_texts(tmp_path):
         extract_features(data, Encoder(Lengths(), "texts"), tmp_path / "f")
 
 
+def test_texts_of_like_length_share_a_batch_and_keep_their_places(tmp_path):
+    widths: list[int] = []
+
+    class Padded(nn.Module):
+        def forward(self, texts):
+            widths.append(max(map(len, texts)) - min(map(len, texts)))
+            return torch.tensor([[float(len(text))] for text in texts])
+
+    lengths = torch.randint(1, 300, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = ["text,label", *(f"{'x' * length},{i % 2}" for i, length in enumerate(lengths))]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    extract_features(TextTableDataModule(tmp_path / "train.csv"), Encoder(Padded(), "texts"), tmp_path, batch_size=8)
+    assert FeatureFolder(tmp_path).features("train").flatten().tolist() == lengths
+    assert max(widths[1:]) < 100
+
+
 def test_a_split_of_ones_own_stays(tmp_path):
     inner = DigitsDataModule()
     inner.setup()

@@ -107,6 +107,7 @@ class CommandTrainer(Trainer):
         output: Path = Path("features"),
         weights: str | None = None,
         size: int | None = None,
+        precision: Literal["32", "bf16"] = "32",
         views: int = 0,
         batch_size: int = 64,
     ) -> None:
@@ -117,6 +118,7 @@ class CommandTrainer(Trainer):
             )
         takes: Literal["images", "texts"] = "texts" if isinstance(datamodule, NoisyTextDataModule) else "images"
         made = load_encoder(encoder, weights, size, takes)
+        made.precision = precision
         shows = self.progress_bar_callback is not None or any(isinstance(cb, EpochLines) for cb in callbacks(self))
         extract_features(datamodule, made, output, views, batch_size, devices_of(self), progress=shows)
 

@@ -14,6 +14,7 @@ from noisylightning.encoders.images import rgb_images
 from noisylightning.errors import BadType, BadValue
 
 Takes: TypeAlias = Literal["images", "texts", "inputs"]
+Precision: TypeAlias = Literal["32", "bf16"]
 _KINDS = ("images", "texts", "inputs")
 
 
@@ -31,6 +32,10 @@ class Encoder(nn.Module):
         image_size: For image files, the side of the squares that they are cut to, and of those that are cut from; None
             where the data module says it.
         details: What else the features depend on, for the manifest: a tokenizer, for example.
+
+    Attributes:
+        precision: ``"32"``, or ``"bf16"`` to run the network in bfloat16: about half the time on GPUs and on processors
+            that have it, and features that are right to two or three digits.
 
     Raises:
         ValueError: If ``takes`` is none of these.
@@ -59,6 +64,7 @@ class Encoder(nn.Module):
         self.name = type(network).__name__ if name is None else name
         self.image_size = image_size
         self.details = details
+        self.precision: Precision = "32"
         self.eval()
 
     @property
@@ -91,7 +97,9 @@ class Encoder(nn.Module):
             prepared = self.transform(prepared)
         if hasattr(prepared, "to"):  # a tensor, or a tokenizer's tensors by name
             prepared = prepared.to(self.device)
-        return self._checked(self.network(prepared), len(samples))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            found = self.network(prepared)
+        return self._checked(found, len(samples))
 
     def _checked(self, found: Any, num: int) -> Tensor:
         if not isinstance(found, Tensor) or found.shape[:1] != (num,) or found.ndim != 2:
@@ -119,7 +127,7 @@ class Encoder(nn.Module):
 
     def described(self) -> str:
         """What is done to a sample before the network sees it, in words that are the same for the same transform."""
-        parts = [f"takes {self.takes}", self.details]
+        parts = [f"takes {self.takes}", "" if self.precision == "32" else self.precision, self.details]
         if self.transform is not None:
             parts.append(described(self.transform))
         return "; ".join(filter(None, parts))

@@ -96,3 +96,14 @@ def test_the_checksum_sees_every_weight_and_nothing_else():
     assert len(checksums) == 3
     assert checksum_of_state(network(0).double()) not in checksums
     assert Encoder(network(0).train()).weights_checksum() == checksum_of_state(same)
+
+
+def test_bfloat16_is_coarser_and_named():
+    encoder = Encoder(nn.Linear(64, 8))
+    inputs = torch.rand(16, 64, generator=torch.Generator().manual_seed(0))
+    fine, said = encoder(inputs), encoder.described()
+    encoder.precision = "bf16"
+    coarse = encoder(inputs)
+    assert 0 < (coarse - fine).abs().max() < 0.02
+    assert encoder.described() != said
+    assert "bf16" in encoder.described()
