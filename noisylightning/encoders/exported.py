@@ -48,9 +48,11 @@ class _ExportedNetwork(_WholeFile):
     def __init__(self, path: Path, program: Any) -> None:
         super().__init__(path)
         self.run = [program.module()]  # in a list: an exported module refuses eval()
+        weight = next(iter(program.state_dict.values()), torch.empty(0))
+        self.home = weight.device
 
     def forward(self, batch: Tensor) -> Any:
-        return self.run[0](batch)
+        return self.run[0](batch.to(self.home))
 
 
 def onnx_encoder(path: str | Path, size: int | None = None) -> Encoder:
