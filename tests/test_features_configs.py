@@ -21,7 +21,17 @@ HEADS = sorted(CONFIGS.glob("*/features_linear.yaml"))
 
 
 def test_all_heads_are_one_head():
-    without_features = {"digits", "clothing1m", "labelme", "own_table", "methods", "noise", "estimators", "features"}
+    without_features = {
+        "digits",
+        "clothing1m",
+        "labelme",
+        "own_table",
+        "methods",
+        "noise",
+        "estimators",
+        "features",
+        "training",
+    }
     assert {path.parent.name for path in HEADS} == {
         path.name for path in CONFIGS.iterdir() if path.is_dir()
     } - without_features
