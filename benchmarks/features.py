@@ -16,6 +16,7 @@ import argparse
 import functools
 import json
 import tempfile
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ NOISES: dict[str, noises.LabelNoise] = {
     "asymmetric 0.6": noises.AsymmetricNoise(0.6),
     "pair-flip 0.45": noises.PairFlipNoise(0.45),
 }
-LOSSES = {
+LOSSES: dict[str, Callable[[], losses.Loss]] = {
     "cross-entropy": losses.CrossEntropy,
     "GCE": losses.GeneralizedCrossEntropy,
     "NCE+RCE": functools.partial(
@@ -81,7 +82,7 @@ def model_of(data: FeaturesDataModule, correction: nl.Correction, **options: Any
 def correction_of(method: str, transitions: dict[str, Tensor]) -> nl.Correction:
     """Make the correction of a line."""
     if method in LOSSES:
-        return nl.NoCorrection(LOSSES[method]())
+        return nl.NoCorrection(loss=LOSSES[method]())
     return nl.ForwardCorrection(transitions[method.removeprefix("forward, ")].float())
 
 
@@ -105,9 +106,8 @@ def estimates(data: FeaturesDataModule, seed: int, epochs: int) -> dict[str, Ten
     assert data.transition is not None
     found = {"measured T": data.transition}
     inputs, labels = _all(data)
-    everything = Predictions(
-        torch.zeros(len(labels), data.num_classes), labels, torch.arange(len(labels)), None, inputs
-    )
+    index = torch.arange(len(labels))
+    everything = Predictions(torch.zeros(len(labels), data.num_classes), labels, index, features=inputs)
     makers: dict[str, Any] = {"clusterability": None, "anchors": nl.AnchorEstimator, "default": nl.ConsensusEstimator}
     for name, make in makers.items():
         try:

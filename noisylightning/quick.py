@@ -122,8 +122,8 @@ def _features(data: NoisyDataModule, encoder: Encoder | str | None, folder: Path
     if found is None:
         raise BadValue("There are no training samples: give them (--data.root, --data.train_file).")
     samples, _ = found
-    texts = samples if isinstance(samples, list | tuple) else None
-    if texts is None and not are_images(samples[torch.tensor([0])]):
+    texts = samples if isinstance(samples, Sequence) else None
+    if not isinstance(samples, Sequence) and not are_images(samples[torch.tensor([0])]):
         if encoder is not None:
             raise BadValue(
                 f"{type(data).__name__} has no images or texts, but rows of numbers, which are features as they are:"
@@ -175,4 +175,4 @@ def _thumbnails(data: NoisyDataModule) -> Thumbnails | None:
     found = data.read_part("train")
     assert found is not None
     samples, _ = found
-    return None if isinstance(samples, list | tuple) else thumbnails_of(samples)
+    return None if isinstance(samples, Sequence) else thumbnails_of(samples)
