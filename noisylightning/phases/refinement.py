@@ -20,6 +20,7 @@ from noisylightning.phases.naming import Answers, ask_trusted, name_classes
 from noisylightning.phases.report import report
 
 _SURE = 2.0  # standard errors by which T must foretell labels better than the identity
+_ON_BALANCE = 1.0  # of trusted labels, where noisy ones are neither for T nor for the identity
 _ENOUGH_TRUSTED = 10  # labels, that they decide whether T is any good
 _LEAST_SHARE = 0.25  # of the samples that carry a class's label must be as many in the class
 _REPLICATES = 100  # for the standard errors of the last round
@@ -34,7 +35,8 @@ class RefinementPhase(FoldsPhase):
     maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy, takes part.
     After the first round the best T goes on alone, beside the identity. After the last it is taken if the labels are
     more probable with it, by two standard errors, than with the identity and than by their shares alone; else T is the
-    identity. Where there are trusted labels, ten or more, and they are so much more probable, or less, they decide.
+    identity. Where there are trusted labels, ten or more, and they are so much more probable, or less, they decide;
+    also where noisy labels are for neither, and then one standard error is enough.
 
     Its T-hats are ``fit.memory.candidates``, of which the first is the identity. The fit becomes longer by its epochs.
     """
@@ -172,7 +174,7 @@ class RefinementPhase(FoldsPhase):
         labels = torch.cat([part["noisy_labels"] for part in memory.out_of_fold])
         counts = labels.bincount(minlength=fit.num_classes)
         identity, *others = memory.candidates
-        gain, error, evidence = 0.0, 0.0, "each was left out"
+        gain, error, evidence, bar = 0.0, 0.0, "each was left out", _SURE
         if others:
             best = others[0]
             trusted = self._ask(fit, best)
@@ -183,12 +185,14 @@ class RefinementPhase(FoldsPhase):
                 plain = self._ask(fit, identity)
                 assert plain is not None
                 gain_trusted, error_trusted = paired_gain(trusted.log_likelihood(order), plain.log_likelihood())
-                if abs(gain_trusted) > _SURE * error_trusted:
+                undecided = abs(gain) <= _SURE * error
+                if undecided or abs(gain_trusted) > _SURE * error_trusted:
+                    bar = _ON_BALANCE if undecided else _SURE
                     gain, error = gain_trusted, error_trusted
                     evidence = f"log-likelihood of a trusted label {gain:+.4f} ± {error:.4f} against no T"
             evidence = f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}"
         memory.gain = gain, error
-        if gain > _SURE * error:
+        if gain > bar * error:
             standard_error = None if best.standard_error is None else best.standard_error[order]
             memory.transition, memory.standard_error = best.transition[order], standard_error
             report(fit, evidence, counts)

@@ -294,6 +294,24 @@ def test_ten_trusted_labels_decide_where_noisy_ones_leave_it_open(tmp_path, monk
     assert (gain > 2 * error) == (of_each == 5)
 
 
+@pytest.mark.parametrize(("noisy", "trusted", "taken"), [(0.1, 1.5, True), (0.1, 0.5, False), (-0.3, 1.5, False)])
+def test_on_balance_trusted_labels_decide_only_where_noisy_ones_are_for_neither(
+    tmp_path, monkeypatch, noisy, trusted, taken
+):
+    def by_so_many_errors(answers, order=None):
+        ups_and_downs = torch.ones(len(answers.labels), dtype=torch.float64)
+        ups_and_downs[::2] = -1
+        shift = trusted * ups_and_downs.std() / len(answers.labels) ** 0.5
+        return ups_and_downs - ups_and_downs.mean() + shift if order is not None else 0 * ups_and_downs
+
+    monkeypatch.setattr(refinement, "_evidence", lambda *_: (noisy, 0.1, "no T"))
+    monkeypatch.setattr(refinement.Answers, "log_likelihood", by_so_many_errors)
+    warns = contextlib.nullcontext() if taken else pytest.warns(UserWarning, match="No T-hat foretells")
+    with warns:
+        callback, *_ = refined(tmp_path, exchanging(5), estimator=Exchanged, rounds=1, round_epochs=1)
+    assert torch.equal(callback.transition, torch.eye(CLASSES)) != taken
+
+
 @pytest.mark.parametrize("trusted", [1, None])
 def test_without_rounds_stage_ones_network_names_them(tmp_path, trusted):
     data = exchanging(trusted)
