@@ -11,7 +11,8 @@ the T that is counted with all clean labels of the same draw; "up to names" is t
 classes that noisy labels cannot tell apart. The clean test set is looked at once for each set of last weights, and once
 for those of the least noisy validation loss.
 
-It can be interrupted, and goes on where it was. Writes ``benchmarks/results/transition.json``, ``transition.md``,
+It can be interrupted, and goes on where it was. Writes ``benchmarks/results/transition.json``, ``transition.md`` and
+its like, ``transition_default.md``,
 ``transition.png`` (T, T-hat, its standard error and the difference) and ``trusted.png`` (accuracy against the number of
 trusted labels).
 """
@@ -333,6 +334,28 @@ def tables(runs: list[dict[str, Any]], output: Path) -> None:
         write_table(output.with_name(f"transition{name}.md"), ["noise", *shown], rows)
 
 
+def summary(runs: list[dict[str, Any]], output: Path) -> None:
+    """Write the default beside cross-entropy, the paper's estimator and the true T."""
+    one = f"consensus, {TRUSTED[0]} trusted"
+    rows = []
+    for noise, method in [(noise, "consensus") for noise in NOISES] + [(HARD, one)]:
+
+        def of(name: str, key: str, noise: str = noise) -> list[float]:
+            return [run[key] for run in runs if (run["noise"], run["method"]) == (noise, name) and key in run]
+
+        def percent(name: str, key: str = "last", of: Callable[..., list[float]] = of) -> str:
+            return mean_and_deviation([100 * value for value in of(name, key)], 2)
+
+        given = ", one trusted label a class" if method == one else ""
+        allowed = [1.5 * value + 0.01 for value in of("limit", "error")]
+        errors = [mean_and_deviation(values, 3) for values in (of(method, "error"), allowed)]
+        shown = [percent(name) for name in ("cross-entropy", "anchor", method)]
+        names = percent(method, "last_up_to_names")
+        rows.append([noise + given, *shown, names, percent("true T"), *errors])
+    header = ["noise", "cross-entropy", "anchors", "default", "default, up to names", "true T", "error of T-hat"]
+    write_table(output.with_name("transition_default.md"), [*header, "1.5 limits + 0.01"], rows)
+
+
 def pictures(runs: list[dict[str, Any]], output: Path) -> None:
     """Draw T-hat of the hard case, and the worth of trusted labels."""
     from matplotlib.figure import Figure
@@ -344,7 +367,7 @@ def pictures(runs: list[dict[str, Any]], output: Path) -> None:
         figure = compare_transitions(
             torch.tensor(first["transition"]), true, standard_error=torch.tensor(first["standard_error"])
         )
-        figure.savefig(output.with_name("transition.png"), dpi=110)
+        figure.savefig(output.with_name("transition.png"), dpi=110, bbox_inches="tight")
 
     def points(method: str) -> list[float]:
         return [100 * run["last"] for run in hard if run["method"] == method]
@@ -362,9 +385,11 @@ def pictures(runs: list[dict[str, Any]], output: Path) -> None:
         means = [float(value.mean()) for value in values]
         spread = [float(value.std()) if len(value) > 1 else 0.0 for value in values]
         axes.errorbar(range(5 - len(counts), 5), means, yerr=spread, marker="o", capsize=3, label=label)
-    for method, style in (("true T", "--"), ("anchor", ":"), ("cross-entropy", "-.")):
-        axes.axhline(float(torch.tensor(points(method)).mean()), linestyle=style, color="gray", linewidth=1)
-        axes.annotate(method, (0, float(torch.tensor(points(method)).mean())), fontsize=8, va="bottom")
+    lines = (("true T", "true T", "--"), ("anchor", "anchors, as in the paper", ":"))
+    for method, text, style in (*lines, ("cross-entropy", "cross-entropy", "-.")):
+        mean = float(torch.tensor(points(method)).mean())
+        axes.axhline(mean, linestyle=style, color="gray", linewidth=1)
+        axes.annotate(text, (0, mean), fontsize=8, va="bottom")
     axes.set_xticks(range(5), ["0", *map(str, TRUSTED)])
     axes.set_xlabel("trusted labels a class")
     axes.set_ylabel("clean test accuracy, %")
@@ -400,6 +425,7 @@ def main() -> None:
             content["runs"] += future.result()
             write_json(arguments.output, content)
     tables(content["runs"], arguments.output)
+    summary(content["runs"], arguments.output)
     pictures(content["runs"], arguments.output)
 
 

@@ -40,6 +40,12 @@ def dev_batches(trainer: Trainer) -> int:
     return int(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
+def devices_of(trainer: Trainer) -> list[torch.device]:
+    """Return the devices of this machine that the trainer was given; the CPU counts once."""
+    root = trainer.strategy.root_device
+    return [root] if root.type == "cpu" else [torch.device(root.type, i) for i in trainer.device_ids]
+
+
 def data_attribute(trainer: Trainer, name: str) -> Any:
     """Return an attribute of the trainer's data module; None where either is missing."""
     return getattr(trainer.datamodule, name, None)  # type: ignore[attr-defined]

@@ -13,9 +13,12 @@ from noisylightning import (
     ForwardCorrection,
     ImportanceReweighting,
     KnownTransitionCallback,
+    NoCorrection,
     NoisyLabelClassifier,
 )
-from noisylightning.data import ArrayDataModule, Normalize, RandomCropFlip, SymmetricNoise
+from noisylightning.data import ArrayDataModule, FeaturesDataModule, Normalize, RandomCropFlip, SymmetricNoise
+from noisylightning.encoders import Encoder, ImageTransform
+from noisylightning.extraction import extract_features
 from noisylightning.losses import BiTemperedLoss, CrossEntropy, GeneralizedCrossEntropy, MeanAbsoluteError
 
 DEVICE, ACCELERATOR = "cuda", "gpu"
@@ -171,3 +174,25 @@ def test_an_attached_correction_comes_back_with_its_module(tmp_path):
     expected = ForwardCorrection(callback.transition)
     logits, labels = torch.randn(4, CLASSES), torch.tensor([0, 1, 2, 0])
     torch.testing.assert_close(model.cpu().criterion(logits, labels), expected(logits, labels))
+
+
+def test_features_are_made_and_served_on_the_gpu(tmp_path):
+    """By two replicas, the same numbers as the processor's; views stay there, too."""
+    images = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8)
+    vary = RandomCropFlip(32, padding=4)
+    data = ArrayDataModule(images, torch.arange(200) % 4, transform=Normalize([0.5] * 3, [0.25] * 3), augmentation=vary)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    encoder = Encoder(network, "images", ImageTransform(48, interpolation="bicubic"))
+    extract_features(data, encoder, tmp_path / "cpu", views=2, devices=[torch.device("cpu")])
+    cuda = torch.device(DEVICE, 0)
+    extract_features(data, encoder, tmp_path / "cuda", views=2, devices=[cuda, cuda])
+    served = [FeaturesDataModule(tmp_path / name, standardize=False, batch_size=64) for name in ("cpu", "cuda")]
+    for part in ("train", "views"):
+        on_cpu, on_gpu = (each.folder.features(part).float() for each in served)
+        torch.testing.assert_close(on_gpu, on_cpu, atol=0.02, rtol=0.02)
+    seen = []
+    model = NoisyLabelClassifier(nn.Linear(32, 4), NoCorrection(), num_classes=4)
+    step = model.training_step
+    model.training_step = lambda batch, *args: (seen.append(batch[0].device.type), step(batch, *args))[1]
+    trainer(tmp_path, accelerator=ACCELERATOR, max_epochs=2).fit(model, FeaturesDataModule(tmp_path / "cuda"))
+    assert set(seen) == {DEVICE}

@@ -352,6 +352,7 @@ def test_what_is_asked_of_the_trainer_is_there(tmp_path):
         seen["validation"] = trainer.enable_validation
         seen["data"] = isinstance(trainer.datamodule, ToyData)
         seen["dev"] = int(trainer.fast_dev_run)
+        seen["devices"] = (trainer.strategy.root_device.type, len(trainer.device_ids))
 
     fit(tmp_path, Calls(on_train_start=look), max_epochs=1)
     assert len(seen.pop("batch")) == 2
@@ -363,6 +364,7 @@ def test_what_is_asked_of_the_trainer_is_there(tmp_path):
         "validation": True,
         "data": True,
         "dev": 0,
+        "devices": ("cpu", 1),
     }
 
 

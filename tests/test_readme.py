@@ -32,7 +32,7 @@ def test_files_it_names_exist():
         assert (README.parent / name).exists(), name
 
 
-@pytest.mark.parametrize("name", ["mnist", "imdb"])
+@pytest.mark.parametrize("name", ["transition_default", "mnist", "imdb"])
 def test_its_figures_are_those_of_the_results(name):
     table = (README.parent / "benchmarks" / "results" / f"{name}.md").read_text().strip()
     assert table in README.read_text()

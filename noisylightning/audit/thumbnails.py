@@ -51,7 +51,7 @@ def thumbnails_of(inputs: Readable, side: int = 96) -> Thumbnails | None:
     """
     if side < 1:
         raise BadValue(f"side must be at least one pixel, got {side}.")
-    if not len(inputs) or not _are_images(inputs[torch.tensor([0])]):
+    if not len(inputs) or not are_images(inputs[torch.tensor([0])]):
         return None
 
     def pictures(places: Tensor) -> Iterator[bytes]:
@@ -62,7 +62,12 @@ def thumbnails_of(inputs: Readable, side: int = 96) -> Thumbnails | None:
     return pictures
 
 
-def _are_images(batch: Tensor) -> bool:
+def are_images(batch: Tensor) -> bool:
+    """Whether a batch of inputs is one of images, ``(B, 1 or 3, H, W)``.
+
+    Args:
+        batch: The batch.
+    """
     return batch.ndim == 4 and batch.shape[1] in (1, 3) and (batch.dtype == torch.uint8 or batch.is_floating_point())
 
 

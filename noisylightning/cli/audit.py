@@ -18,10 +18,10 @@ from noisylightning.audit import (
     thumbnails_of,
     write_audit,
 )
-from noisylightning.audit.with_trainer import correction_of, sample_names, standard_error_of
+from noisylightning.audit.with_trainer import correction_of, standard_error_of
 from noisylightning.callbacks import EstimateTransitionCallback
 from noisylightning.errors import BadValue, NoSuchFile
-from noisylightning.phases import held_out_predictions
+from noisylightning.held_out_audit import audit_held_out
 from noisylightning.predictions import Predictions
 
 
@@ -81,22 +81,7 @@ def audit_checkpoint(
     error = standard_error_of(ckpt_path, transition) if standard_error is None else _array(standard_error)
     if folds is None:
         return audit_with_trainer(trainer, model, datamodule, ckpt_path, error, level, weights_only)
-    found = held_out_predictions(trainer, model, datamodule, folds, _epochs(trainer))
-    names = sample_names(datamodule)
-    model.cpu()
-    return audit_predictions(
-        Predictions(
-            found.logits,
-            found.noisy_labels,
-            found.index,
-            found.held_out,
-            class_names=list(map(str, datamodule.class_names)) if hasattr(datamodule, "class_names") else None,
-        ),
-        correction_of(model).known_transition(),
-        standard_error=error,
-        level=level,
-        samples=None if names is None else [names[place] for place in found.index.tolist()],
-    )
+    return audit_held_out(trainer, model, datamodule, folds, _epochs(trainer), error, level)
 
 
 def publish_audit(trainer: Trainer, audit: Audit, output: Path, datamodule: Any = None) -> None:

@@ -1,5 +1,6 @@
 """What the commands do: LightningCLI with more commands, links from the data, and a closing table."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.callbacks import BasePredictionWriter, Callback
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torch import Tensor
 
@@ -19,18 +20,24 @@ from noisylightning.cli.audit import audit_checkpoint, audit_file, publish_audit
 from noisylightning.cli.classes import import_class
 from noisylightning.cli.compare import compare
 from noisylightning.cli.help import COMMANDS, class_help
+from noisylightning.cli.name_data import name_data
 from noisylightning.cli.parser import Parser
 from noisylightning.cli.save_config import SaveConfig
 from noisylightning.cli.terminal import EpochLines, progress, quiet_terminal
 from noisylightning.data.checkpoint import complete_arguments
+from noisylightning.data.text import NoisyTextDataModule
+from noisylightning.encoders import load_encoder
+from noisylightning.encoders.load import WAYS
 from noisylightning.errors import BadValue, NoSuchPackage, UserError
 from noisylightning.estimators import AnchorEstimator
 from noisylightning.estimators.base import EstimatorFactory
 from noisylightning.estimators.standalone import estimate_from_data, estimate_from_predictions, estimate_with_trainer
-from noisylightning.internals import dev_batches, refuse_test_monitors
+from noisylightning.extraction import extract_features
+from noisylightning.internals import callbacks, dev_batches, devices_of, refuse_test_monitors
 from noisylightning.judging import judge_fit
 from noisylightning.module import NoisyLabelClassifier
 from noisylightning.predictions.writer import PredictionWriter
+from noisylightning.quick import QuickAnswer, quick
 from noisylightning.results import evaluate_fit, publish_results
 
 
@@ -91,6 +98,56 @@ class CommandTrainer(Trainer):
             found = audit_checkpoint(self, model, datamodule, ckpt_path, standard_error, level, safely, folds)
         publish_audit(self, found, output, None if predictions is not None else datamodule)
         return found
+
+    def features(
+        self,
+        model: LightningModule | None = None,
+        datamodule: Any = None,
+        encoder: str | None = None,
+        output: Path = Path("features"),
+        weights: str | None = None,
+        size: int | None = None,
+        precision: Literal["32", "bf16"] = "32",
+        views: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        """Run an encoder over data once."""
+        if datamodule is None or encoder is None:
+            raise BadValue(
+                f"features needs --data and --encoder, one of {', '.join(WAYS)}; features --help explains it."
+            )
+        takes: Literal["images", "texts"] = "texts" if isinstance(datamodule, NoisyTextDataModule) else "images"
+        made = load_encoder(encoder, weights, size, takes)
+        made.precision = precision
+        shows = self.progress_bar_callback is not None or any(isinstance(cb, EpochLines) for cb in callbacks(self))
+        extract_features(datamodule, made, output, views, batch_size, devices_of(self), progress=shows)
+
+    def quick(
+        self,
+        datamodule: Any = None,
+        model: LightningModule | None = None,
+        encoder: str | None = None,
+        size: int | None = None,
+        weights: str | None = None,
+        output: Path = Path("quick"),
+        epochs: int = 20,
+    ) -> QuickAnswer:
+        """Find T, a classifier and the wrong labels on the features of a pretrained encoder."""
+        if datamodule is None or model is not None:
+            raise BadValue(
+                "quick makes its own model of your data: give --data.root FOLDER, with a folder of images for each"
+                " class, or --data.labels TABLE too; or --data.train_file TABLE; or any --data CLASS."
+            )
+        takes: Literal["images", "texts"] = "texts" if isinstance(datamodule, NoisyTextDataModule) else "images"
+        chosen = None if encoder is None else load_encoder(encoder, weights, size, takes)
+        if encoder is None and (size is not None or weights is not None):
+            raise BadValue("size and weights are those of an encoder: say which (--encoder).")
+
+        def shown() -> list[Callback]:
+            bar = progress([])
+            return [] if bar is None else [bar]
+
+        return quick(datamodule, chosen, output, epochs, int(os.environ.get("PL_GLOBAL_SEED", 0)), True, shown)
 
 
 BACKBONE = "model.init_args.backbone.init_args"
@@ -181,6 +238,8 @@ class NoisyLightningCLI(LightningCLI):
             "predict": predict,
             "estimate": {"model", "datamodule"},
             "audit": {"model", "datamodule"},
+            "features": {"model", "datamodule"},
+            "quick": {"model", "datamodule"},
         }
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -198,9 +257,9 @@ class NoisyLightningCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write the predictions unless a writer of the user's own does."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, BasePredictionWriter) for callback in callbacks):
-            callbacks.append(PredictionWriter(self._get(self.config_init, "output")))
+        present = callbacks(self.trainer)
+        if not any(isinstance(callback, BasePredictionWriter) for callback in present):
+            present.append(PredictionWriter(self._get(self.config_init, "output")))
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def before_instantiate_classes(self) -> None:
@@ -223,7 +282,7 @@ class NoisyLightningCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``noisylightning fit|validate|test|predict|estimate|audit|compare``.
+    """Run ``noisylightning fit|validate|test|predict|estimate|audit|features|quick|compare``.
 
     Args:
         args: Command-line arguments; ``sys.argv`` where they are left out.
@@ -236,6 +295,8 @@ def main(args: ArgsType = None) -> None:
         if isinstance(given, list) and (text := class_help(given)) is not None:
             print(text, end="")
             sys.exit()
+        if isinstance(given, list) and given[:1] == ["quick"]:
+            args = ["quick", *name_data(given[1:])]
         with quiet_terminal():
             NoisyLightningCLI(
                 trainer_class=CommandTrainer,

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning import Trainer
 
 from noisylightning.cli.classes import Kind, classes_of, import_class, kind_of, nearest
+from noisylightning.encoders.load import WAYS
 from noisylightning.errors import BadValue
 
 
@@ -30,6 +31,18 @@ _CHECKPOINT = "Weights to use: a checkpoint that a fit has left."
 _SAFELY = "Whether the checkpoint may hold plain data only; false also loads pickled objects, which can run any code."
 
 COMMANDS = {
+    "quick": Command(
+        "From images (--data.root) or a table (--data.train_file) with noisy labels to T, a corrected classifier and"
+        " the wrong labels.",
+        "noisylightning quick --data.root photos --data.labels labels.csv",
+        {
+            "encoder": "What makes features of images and texts. Default: the first that can be had: docs/quick.md.",
+            "size": "Side of the images in pixels. Default: what the encoder was trained with.",
+            "weights": "A local file of weights, for an encoder of timm or torchvision.",
+            "epochs": "Epochs of a stage. Default: 20.",
+            "output": "The folder for features, the run and the audit. Default: quick.",
+        },
+    ),
     "fit": Command(
         "Train a network on noisy labels and close with a table of what each stage has reached.",
         "noisylightning fit --config configs/digits/forward_estimated.yaml",
@@ -80,6 +93,19 @@ COMMANDS = {
             "standard_error": "A .npy file of T-hat's standard errors. Default: those that the checkpoint has.",
             "level": "Probability that the intervals are to cover. Default: 0.95.",
             "output": "The folder for audit.csv, audit.parquet, audit.json and audit.html. Default: audit.",
+        },
+    ),
+    "features": Command(
+        "Run a pretrained encoder over the data once, and keep the features in a folder for FeaturesDataModule.",
+        "noisylightning features --data CIFAR10NDataModule --encoder efficientnet_lite0 --size 128 --output features",
+        {
+            "encoder": f"One of {', '.join(WAYS)}; --encoder.help tells them.",
+            "weights": "For timm and torchvision, a local file of weights. Default: the published ones.",
+            "size": "Side of images, in pixels. Default: what the encoder was trained with.",
+            "precision": "32, or bf16 for about half the time and features of two or three digits. Default: 32.",
+            "views": "Number of augmented views of each training sample, beside the plain one. Default: 0.",
+            "batch_size": "Samples in a batch. Default: 64.",
+            "output": "The folder. Default: features.",
         },
     ),
     "compare": Command(
@@ -165,6 +191,8 @@ def class_help(args: Sequence[str]) -> str | None:
             option = option[2 : -len(".help")]
             if option == "trainer":
                 return _describe(Trainer, option)
+            if option == "encoder":  # of the command features; a text's is --data.encoder
+                return f"--encoder takes one of\n\n{_table(list(WAYS.items()))}\n"
             kind = kind_of(option)
             if kind is not None:
                 return _describe(_find(kind, name, option), option) if name else _listing(kind, option)

@@ -31,7 +31,7 @@ class Parser(LightningArgumentParser):
         self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
     ) -> list[str]:
         """Take a class's arguments; neither model nor data is needed where there can be a table of predictions."""
-        required = required and self.command not in ("estimate", "audit")
+        required = required and self.command not in ("estimate", "audit", "features", "quick")
         return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
 
     def _check_value_key(self, action: Any, value: Any, key: str, cfg: Namespace | None, append: bool = False) -> Any:

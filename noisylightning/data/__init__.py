@@ -7,6 +7,7 @@ from noisylightning.data.clothing1m import Clothing1MDataModule
 from noisylightning.data.crowd import CrowdDataModule, LabelMeDataModule
 from noisylightning.data.dataset import DatasetDataModule, WrappedDataModule
 from noisylightning.data.digits import DigitsDataModule
+from noisylightning.data.features import FeaturesDataModule
 from noisylightning.data.folder import ImageFolderDataModule, ImageListDataModule
 from noisylightning.data.huggingface import HuggingFaceDataModule
 from noisylightning.data.human import ConfusionNoise, HumanNoise
@@ -41,6 +42,7 @@ __all__ = [
     "DatasetDataModule",
     "DigitsDataModule",
     "FashionMNISTDataModule",
+    "FeaturesDataModule",
     "HuggingFaceDataModule",
     "HumanNoise",
     "IMDBDataModule",

@@ -163,6 +163,34 @@ class NoisyDataModule(CheckpointedDataModule):
         """
         return None
 
+    def read_part(self, part: str) -> tuple[Inputs | Sequence[str], Tensor] | None:
+        """Read samples of a part as they are stored, before all that is done to them for a network: for an encoder.
+
+        Args:
+            part: ``"train"``, which is training and validation, ``"val"``, ``"trusted"``, ``"test"`` or ``"predict"``.
+
+        Returns:
+            N inputs, or N texts, and their labels as they come; None where there is no such part.
+        """
+        if part == "test" and not self.has_test:
+            return None
+        found: tuple[Inputs, Tensor] | None = getattr(self, f"load_{part}")()
+        return found
+
+    def noisy_label_sets(self, inputs: Inputs | None, labels: Tensor) -> dict[str, NoisyLabels]:
+        """Make all noisy labels that this data can have, the ones in use first.
+
+        Args:
+            inputs: The inputs of :meth:`load_train`, for noise that depends on them.
+            labels: Its labels.
+
+        Returns:
+            Noisy labels by a name; none where the labels are taken as they are.
+        """
+        if self.noise is None and self.noisy_labels_file is None:
+            return {}
+        return {"noisy": self._corrupt(inputs, labels)}
+
     def sample_names(self) -> Sequence[str] | None:
         """Say what each sample of :meth:`load_train` is called: its file's name, or its text, shortened.
 
@@ -238,8 +266,7 @@ class NoisyDataModule(CheckpointedDataModule):
         """
         if stage in ("fit", "validate", None) and self._train is None:
             inputs, labels = self._checked(self.load_train(), "training labels", every_class=True)
-            if self.noise is not None or self.noisy_labels_file is not None:
-                self.noisy_labels = self._corrupt(inputs, labels)
+            self.noisy_labels = self._noisy_labels_of(inputs, labels)
             self.trusted_index = choose_trusted(self.trusted, labels, self.num_classes, self.seed)
             if (val := self.load_val()) is not None:
                 self._val = self._checked(val, "validation labels")
@@ -310,7 +337,12 @@ class NoisyDataModule(CheckpointedDataModule):
             )
         return inputs, labels
 
-    def _corrupt(self, inputs: Inputs, labels: Tensor) -> NoisyLabels:
+    def _noisy_labels_of(self, inputs: Inputs, labels: Tensor) -> NoisyLabels | None:
+        if self.noise is None and self.noisy_labels_file is None:
+            return None
+        return self._corrupt(inputs, labels)
+
+    def _corrupt(self, inputs: Inputs | None, labels: Tensor) -> NoisyLabels:
         noise = self.noise
         if isinstance(noise, AsymmetricNoise) and noise.flips is None:
             assert noise.rate is not None

@@ -12,9 +12,11 @@ from torch import Tensor
 from torchvision import datasets
 
 from noisylightning.data.base import NoisyDataModule
-from noisylightning.data.human import HumanNoise
+from noisylightning.data.human import HumanNoise, read_human_labels
 from noisylightning.data.image import Normalize, RandomCropFlip
 from noisylightning.data.locations import default_data_dir
+from noisylightning.data.noisy_labels import NoisyLabels
+from noisylightning.data.view import Inputs
 from noisylightning.errors import BadValue, NoSuchFile
 from noisylightning.transition import CIFAR10_FLIPS, CIFAR100_SUPERCLASSES, cifar100_flips
 
@@ -188,6 +190,8 @@ class CIFAR10NDataModule(CIFAR10DataModule):
         kwargs: What :class:`CIFAR10DataModule` takes, but for ``noise``.
     """
 
+    label_sets: ClassVar[tuple[str, ...]] = ("aggre", "random1", "random2", "random3", "worse")
+
     def __init__(
         self,
         labels: Literal["aggre", "random1", "random2", "random3", "worse"] = "worse",
@@ -195,9 +199,20 @@ class CIFAR10NDataModule(CIFAR10DataModule):
         data_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
-        key = f"random_label{labels[-1]}" if labels.startswith("random") else f"{labels}_label"
-        noise = HumanNoise(human_file or _find(data_dir, "cifar10n.npz", "CIFAR-10_human.pt"), key)
-        super().__init__(data_dir=data_dir, noise=noise, **kwargs)
+        self.labels = labels
+        self.human_file = human_file or _find(data_dir, "cifar10n.npz", "CIFAR-10_human.pt")
+        super().__init__(data_dir=data_dir, noise=HumanNoise(self.human_file, _key_of(labels)), **kwargs)
+
+    def noisy_label_sets(self, inputs: Inputs | None, labels: Tensor) -> dict[str, NoisyLabels]:
+        """All five sets of labels, see :meth:`NoisyDataModule.noisy_label_sets`."""
+        there = read_human_labels(self.human_file)
+        others = (name for name in self.label_sets if name != self.labels and _key_of(name) in there)
+        return {
+            name: NoisyLabels.draw(
+                HumanNoise(self.human_file, _key_of(name)), labels, self.num_classes, self.noise_seed
+            )
+            for name in (self.labels, *others)
+        }
 
 
 class CIFAR100NDataModule(CIFAR100DataModule):
@@ -213,6 +228,11 @@ class CIFAR100NDataModule(CIFAR100DataModule):
     def __init__(self, human_file: str | Path | None = None, data_dir: str | Path | None = None, **kwargs: Any) -> None:
         noise = HumanNoise(human_file or _find(data_dir, "cifar100n.npz", "CIFAR-100_human.pt"), "noisy_label")
         super().__init__(data_dir=data_dir, noise=noise, **kwargs)
+
+
+def _key_of(labels: str) -> str:
+    """The name of a set of labels in the published file."""
+    return f"random_label{labels[-1]}" if labels.startswith("random") else f"{labels}_label"
 
 
 def _find(data_dir: str | Path | None, *names: str) -> Path:

@@ -74,6 +74,14 @@ class ImageSource(ABC):
         """
         return ""
 
+    def content(self, i: int) -> bytes:
+        """What an image is known by, for a checksum: its file, or its pixels.
+
+        Args:
+            i: Its number.
+        """
+        return self.read(i).numpy().tobytes()
+
     def __getitem__(self, index: Tensor, /) -> Tensor:
         """Images at ``index``, uint8 of shape (B, 3, size, size)."""
         return torch.stack([self.read(i) for i in index.tolist()])
@@ -124,6 +132,14 @@ class ImageFiles(ImageSource):
         """The path of an image."""
         return os.fsdecode(self.paths[i])
 
+    def content(self, i: int) -> bytes:
+        """The bytes of an image's file."""
+        path = Path(self.name(i))
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise NoSuchFile(f"There is no image {path} to read ({error.strerror}); correct the path.") from error
+
     def read(self, i: int) -> Tensor:
         """Read one image, see :meth:`ImageSource.read`."""
         path = os.fsdecode(self.paths[i])
@@ -152,6 +168,9 @@ class _Chosen(ImageSource):
 
     def name(self, i: int) -> str:
         return self.source.name(int(self.index[i]))
+
+    def content(self, i: int) -> bytes:
+        return self.source.content(int(self.index[i]))
 
     def read(self, i: int) -> Tensor:
         return self.source.read(int(self.index[i]))
@@ -188,18 +207,31 @@ class ImageFilesDataModule(NoisyDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.size = size
-        self.resize = size * 8 // 7 if resize is None else resize
-        if self.resize < size:
-            raise BadValue(
-                f"resize={self.resize} is smaller than size={size}: images cannot be cut larger, so set resize "
-                "(--data.resize)."
-            )
         self.in_memory = in_memory
         self.skip_corrupt = skip_corrupt
+        self.augment = augment
+        self._normalize = Normalize(mean, std)
         self._training_files: ImageSource | None = None
-        self.transform = v2.Compose([v2.CenterCrop(size), Normalize(mean, std)])
-        if augment:
+        self.scale_to(size, size * 8 // 7 if resize is None else resize)
+
+    def scale_to(self, size: int, resize: int) -> None:
+        """Say how large images are, before they are read; an encoder's size takes the place of one's own so.
+
+        Args:
+            size: Side of the images that the network takes, in pixels.
+            resize: Side of the squares that they are cut from.
+
+        Raises:
+            ValueError: If ``resize`` is the smaller one.
+        """
+        if resize < size:
+            raise BadValue(
+                f"resize={resize} is smaller than size={size}: images cannot be cut larger, so set resize "
+                "(--data.resize)."
+            )
+        self.size, self.resize = size, resize
+        self.transform = v2.Compose([v2.CenterCrop(size), self._normalize])
+        if self.augment:
             self.augmentation = RandomCropFlip(size)
 
     @property

@@ -104,6 +104,12 @@ class NoisyTextDataModule(NoisyDataModule):
             N texts, and their labels, integers of shape (N,), -1 where not known.
         """
 
+    def read_part(self, part: str) -> tuple[list[str], Tensor] | None:
+        """The texts of a part, see :meth:`NoisyDataModule.read_part`."""
+        if part == "train" or (part == "test" and self.has_test):
+            return self.read_texts(part)  # type: ignore[arg-type]
+        return None
+
     def sample_names(self) -> list[str]:
         """The training texts, each on one line and cut after 300 characters."""
         return [shorten(text) for text in self.read_texts("train")[0]]
@@ -257,6 +263,10 @@ class TextTableDataModule(NoisyTextDataModule):
             class_names = class_names_in(named, str(path))
         self.class_names = class_names
         self.num_classes = len(class_names)
+
+    def read_part(self, part: str) -> tuple[list[str], Tensor] | None:
+        """The texts of a part, see :meth:`NoisyDataModule.read_part`."""
+        return self.read_texts("predict") if part == "predict" and part in self.tables else super().read_part(part)
 
     def load_predict(self) -> tuple[Tensor, Tensor] | None:
         """Encoded texts to predict, and their labels, -1 where there is none."""

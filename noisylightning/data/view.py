@@ -87,21 +87,33 @@ class LabelledView(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def _draws(self) -> Tensor:
-        assert self.augmentation is not None
+    def _draws(self, num_draws: int) -> Tensor:
+        """All samples' draws of this epoch, of shape ``(N, num_draws)``."""
         if self._drawn is None or self._drawn[0] != self.epoch:
             generator = seeded_generator("augmentation", self.seed, self.epoch)
-            draws = torch.rand(len(self.labels), self.augmentation.num_draws, generator=generator, dtype=torch.float32)
+            draws = torch.rand(len(self.labels), num_draws, generator=generator, dtype=torch.float32)
             self._drawn = self.epoch, draws.to(self.index.device)
         return self._drawn[1]
+
+    def _read(self, index: Tensor) -> Tensor:
+        # for a tensor index_select copies whole samples; inputs[index] is three times slower
+        return self.inputs.index_select(0, index) if isinstance(self.inputs, Tensor) else self.inputs[index]
+
+    def read(self, index: Tensor) -> Tensor:
+        """Inputs as stored, varied where there is an augmentation.
+
+        Args:
+            index: Their places among all N, int64, shape (B,).
+        """
+        inputs = self._read(index)
+        if self.augmentation is not None:
+            inputs = self.augmentation(inputs, self._draws(self.augmentation.num_draws).index_select(0, index))
+        return inputs
 
     def __getitems__(self, positions: list[int]) -> Batch:
         # DataLoader looks for this name and then makes one call a batch
         index = self.index.index_select(0, torch.tensor(positions, device=self.index.device))
-        # for a tensor index_select copies whole samples; inputs[index] is three times slower
-        inputs = self.inputs.index_select(0, index) if isinstance(self.inputs, Tensor) else self.inputs[index]
-        if self.augmentation is not None:
-            inputs = self.augmentation(inputs, self._draws().index_select(0, index))
+        inputs = self.read(index)
         if self.transform is not None:
             inputs = self.transform(inputs)
         labels = self.labels.index_select(0, index)
@@ -110,6 +122,41 @@ class LabelledView(Dataset[Any]):
     def __getitem__(self, position: int) -> Batch:
         inputs, labels, *index = self.__getitems__([range(len(self))[position]])  # range: negative and out of range
         return (inputs[0], labels[0], index[0][0]) if index else (inputs[0], labels[0])
+
+
+class ViewsAtRandom(LabelledView):
+    """A choice of samples of which each epoch sees one of several stored views, by seed, epoch and sample.
+
+    Args:
+        inputs: The first views of all N samples, then the second ones, and so on: V N inputs.
+        labels: Labels of all N, see :class:`LabelledView`.
+        index: The samples that belong to the view, int64, shape (M,).
+        transform: See :class:`LabelledView`.
+        seed: Seed of the choice.
+        with_index: See :class:`LabelledView`.
+
+    Example:
+        >>> view = ViewsAtRandom(torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.arange(2), index=torch.arange(2))
+        >>> [sorted({float(view[i][0]) for view.epoch in range(9)}) for i in range(2)]
+        [[0.0, 10.0], [1.0, 11.0]]
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        transform: Transform | None = None,
+        seed: int = 0,
+        with_index: bool = False,
+    ) -> None:
+        super().__init__(inputs, labels, index, transform, seed=seed, with_index=with_index)
+        self.num_views = len(inputs) // len(labels)
+
+    def read(self, index: Tensor) -> Tensor:
+        """Inputs of the views that this epoch has drawn, see :meth:`LabelledView.read`."""
+        chosen = (self._draws(1).index_select(0, index).flatten() * self.num_views).long()
+        return self._read(chosen * len(self.labels) + index)
 
 
 class EpochSampler(DistributedSampler[Any]):

@@ -69,8 +69,12 @@ def _classes_in(state: Mapping[str, Tensor], head: str, source: str) -> int:
     return len(weight)
 
 
-def _head(network: nn.Module) -> str:
-    """Name of torchvision's classification layer, a convolution in SqueezeNet."""
+def classification_layer(network: nn.Module) -> str:
+    """Name of the classification layer of a network of torchvision's, a convolution in SqueezeNet.
+
+    Args:
+        network: The network.
+    """
     return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
 
 
@@ -141,7 +145,7 @@ class TorchvisionModel(nn.Module):
             elif name.startswith("densenet"):  # published before module names lost their dots
                 state[re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key)] = state.pop(key)
         own = self.network.state_dict()
-        head = _head(self.network)
+        head = classification_layer(self.network)
         if _classes_in(state, head, source) != len(own[f"{head}.weight"]):
             state.update({key: value for key, value in own.items() if key.startswith(f"{head}.")})
         for key, value in state.items():
@@ -162,7 +166,7 @@ class TorchvisionModel(nn.Module):
 
     def features(self, inputs: Tensor) -> Tensor:
         """Features ``(N, D)`` of images, what goes into the classification layer."""
-        return feature_extractor(self.network, _head(self.network))(inputs)
+        return feature_extractor(self.network, classification_layer(self.network))(inputs)
 
 
 class TimmModel(nn.Module):

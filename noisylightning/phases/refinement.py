@@ -109,17 +109,22 @@ class RefinementPhase(FoldsPhase):
         return self._over < self.plan.num_rounds and len(fit.memory.candidates) > 1 and not self.is_skipped(fit)
 
     def _judge(self, memory: Memory) -> None:
-        """Refine the running candidate and say how well it foretells the labels; only the best keeps its weights."""
+        """Refine the running candidate and say how well it foretells the labels; who is out keeps no weights.
+
+        Of those left in the end it is the one whose rows are farthest apart: classes whose rows are alike no network
+        can tell apart.
+        """
         candidates, over, begun = list(memory.candidates), self._over, self._begun
         assert memory.correction is not None
         candidates[self._place] = self._judged(candidates, memory.out_of_fold, memory.correction)
-        best = _best(candidates)
+        race = _contenders(candidates)
         if begun == len(candidates) * self.folds:
+            best = max(race, key=lambda place: smallest_distance(candidates[place].transition), default=None)
             candidates = [candidates[place] for place in (0, best) if place is not None]
             over, begun = over + 1, 0
         else:
             candidates = [
-                candidate if place in (0, best) else replace(candidate, weights=[])
+                candidate if place in (0, *race) else replace(candidate, weights=[])
                 for place, candidate in enumerate(candidates)
             ]
         # All at once, so that an interruption leaves all to be done again.
@@ -257,27 +262,25 @@ def _evidence(candidate: Candidate, identity: Candidate, labels: Tensor) -> tupl
     return *paired_gain(candidate.log_likelihood, log_likelihood), name
 
 
-def _best(candidates: list[Candidate]) -> int | None:
-    """Return the place of the best candidate, the identity apart; None where there is none.
+def _contenders(candidates: list[Candidate]) -> list[int]:
+    """Return the places of those under which labels are about as likely as they can be, the identity apart.
 
-    Of those under which labels are about as likely as they can be it is the one whose rows are farthest apart: classes
-    whose rows are alike no network can tell apart.
+    Who was out before has no weights, and stays out, though a new leader may be within its reach.
     """
     found = {
         place: candidate.log_likelihood
         for place, candidate in enumerate(candidates)
-        if place and candidate.log_likelihood is not None
+        if place and candidate.log_likelihood is not None and candidate.weights
     }
     if not found:
-        return None
+        return []
     leader = max(found.values(), key=lambda log_likelihood: float(log_likelihood.mean()))
 
     def is_close(log_likelihood: Tensor) -> bool:
         gain, error = paired_gain(leader, log_likelihood)
         return gain <= _SURE * error
 
-    close = [place for place, log_likelihood in found.items() if is_close(log_likelihood)]
-    return max(close, key=lambda place: smallest_distance(candidates[place].transition))
+    return [place for place, log_likelihood in found.items() if is_close(log_likelihood)]
 
 
 def _require_every_class(counts: Tensor) -> None:

@@ -19,6 +19,7 @@ NEEDED = {  # arguments without default
     "Clothing1MDataModule": {"root": "a"},
     "CIFAR10NDataModule": {"labels": "aggre"},
     "CrowdDataModule": {"train": "a.npz"},
+    "FeaturesDataModule": {"folder": "a"},
     "HuggingFaceDataModule": {"dataset": "a"},
     "ImageFolderDataModule": {"root": "a", "labels": "a.csv"},
     "ImageListDataModule": {"root": "a", "train_list": "a.txt", "class_names": "b.txt"},

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ from noisylightning import (
 from noisylightning.data import ArrayDataModule, TransitionNoise
 from noisylightning.errors import BadValue
 from noisylightning.functional.expectation_maximization import expected_counts, maximize
-from noisylightning.phases import refinement
+from noisylightning.phases import Candidate, Memory, refinement
+from noisylightning.phases.folds import Plan
 from noisylightning.transition import VolumeMinimization, from_flips, relative_l1_error
 
 
@@ -113,6 +115,48 @@ def test_stage_two_begins_from_the_first_weights(finished, tmp_path):
 def test_the_memory_lets_go_of_networks(finished):
     memory = finished[0]._memory
     assert (memory.candidates, memory.out_of_fold, memory.fold_weights) == ([], [], [])
+
+
+def judged_in_turn(monkeypatch, found):
+    """The candidates that are left after a round in which these come out."""
+    phase = refinement.RefinementPhase(Plan(folds=2, rounds=2), predict=None)
+    memory = Memory(correction=ForwardCorrection(num_classes=3))
+    memory.candidates = [Candidate("identity", torch.eye(3)), *(Candidate(name, T) for name, T, _ in found)]
+    outcomes = [torch.full((100,), -9.0), *(log_likelihood for *_, log_likelihood in found)]
+
+    def outcome(phase, candidates, *_):
+        running = candidates[phase._place]
+        return replace(running, weights=[{}, {}], log_likelihood=outcomes[phase._place])
+
+    monkeypatch.setattr(refinement.RefinementPhase, "_judged", outcome)
+    for place in range(len(outcomes)):
+        phase._begun = 2 * (place + 1)
+        phase._judge(memory)
+    return memory.candidates
+
+
+def test_who_may_still_be_the_best_keeps_its_networks_for_the_next_round(monkeypatch):
+    """Who is close to whom is not transitive, so a new leader may bring back one that another had passed."""
+    spread = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    spread = spread - spread.mean()
+    found = [
+        ("first", 0.7 * torch.eye(3) + 0.1, torch.zeros(100)),
+        ("passes", torch.eye(3), spread - 0.04),
+        ("leads", 0.4 * torch.eye(3) + 0.2, spread + 0.01),
+    ]
+    _, best = judged_in_turn(monkeypatch, found[:2])
+    assert best.name == "passes"  # close to the leader, and its rows are farther apart
+    identity, best = judged_in_turn(monkeypatch, found)
+    assert best.name == "first"
+    assert len(best.weights) == len(identity.weights) == 2
+
+
+def test_who_is_out_stays_out_and_keeps_no_networks(monkeypatch):
+    spread = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    found = [("worse", torch.eye(3), torch.full((100,), -0.5)), ("leads", 0.7 * torch.eye(3) + 0.1, torch.zeros(100))]
+    far = ("strays", 0.4 * torch.eye(3) + 0.2, 99 * (spread - spread.mean()) + 0.01)  # all are close to it
+    _, best = judged_in_turn(monkeypatch, [*found, far])
+    assert best.name == "leads"
 
 
 def test_stage_two_may_go_on_from_stage_ones_weights(tmp_path):

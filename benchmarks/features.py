@@ -1,0 +1,225 @@
+"""Noisy labels on frozen features: losses and corrections with a linear head, with Mixup and without.
+
+    noisylightning features --data CIFAR10NDataModule --encoder efficientnet_lite0 --size 128 --output features
+    python benchmarks/features.py --features features
+
+A linear head, AdamW, batches of 256. Learning rate and weight decay are chosen for each line by the same search, on the
+noisy validation accuracy of the first seed; weights by that of every epoch. Labels are those that people gave, or drawn
+by the paper's noises. T-hat comes from nearest neighbours before any training (``clusterability``), from the samples
+that cross-entropy's network is surest of (``anchors``), and by the default of a fit in two stages (``default``), each
+once for a set of labels and a seed; "measured T" is counted with the clean labels. The clean test set is used once for
+the last and once for the selected weights. Writes ``benchmarks/results/NAME.json`` after each fit, from which it goes
+on if it is started again, and ``NAME.md``, NAME being that of the folder of features.
+"""
+
+import argparse
+import functools
+import json
+import tempfile
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import environment, mean_and_deviation, write_json, write_table
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+
+import noisylightning as nl
+from noisylightning import data as noises
+from noisylightning import losses
+from noisylightning.data import FeaturesDataModule
+from noisylightning.models import MLP
+from noisylightning.predictions import Predictions
+from noisylightning.results import evaluate_fit
+from noisylightning.search import tune
+from noisylightning.transition import relative_l1_error
+
+NOISES: dict[str, noises.LabelNoise] = {
+    "symmetric 0.2": noises.SymmetricNoise(0.2),
+    "symmetric 0.5": noises.SymmetricNoise(0.5),
+    "symmetric 0.9": noises.SymmetricNoise(0.9),
+    "asymmetric 0.2": noises.AsymmetricNoise(0.2),
+    "asymmetric 0.4": noises.AsymmetricNoise(0.4),
+    "asymmetric 0.6": noises.AsymmetricNoise(0.6),
+    "pair-flip 0.45": noises.PairFlipNoise(0.45),
+}
+LOSSES: dict[str, Callable[[], losses.Loss]] = {
+    "cross-entropy": losses.CrossEntropy,
+    "GCE": losses.GeneralizedCrossEntropy,
+    "NCE+RCE": functools.partial(
+        losses.ActivePassiveLoss, losses.NormalizedCrossEntropy(), losses.ReverseCrossEntropy()
+    ),
+}
+ESTIMATES = ("clusterability", "anchors", "default", "measured T")
+METHODS = (*LOSSES, *(f"forward, {name}" for name in ESTIMATES))
+OPTIONS = {"lr": [3e-4, 3e-3], "weight_decay": [0.01, 0.3]}
+
+
+def data_of(labels: str, seed: int, arguments: argparse.Namespace) -> FeaturesDataModule:
+    """Make the data module of a seed."""
+    drawn = NOISES.get(labels)
+    return FeaturesDataModule(
+        arguments.features,
+        labels=None if drawn else labels,
+        noise=drawn,
+        noise_seed=seed,
+        seed=seed,
+        batch_size=256,
+        val_fraction=0.1,
+    )
+
+
+def model_of(data: FeaturesDataModule, correction: nl.Correction, **options: Any) -> nl.NoisyLabelClassifier:
+    """Make a model of a setting."""
+    head = MLP(data.num_features, data.num_classes, hidden=())
+    optimizer = functools.partial(torch.optim.AdamW, **options)
+    return nl.NoisyLabelClassifier(head, correction, num_classes=data.num_classes, optimizer=optimizer)
+
+
+def correction_of(method: str, transitions: dict[str, Tensor]) -> nl.Correction:
+    """Make the correction of a line."""
+    if method in LOSSES:
+        return nl.NoCorrection(loss=LOSSES[method]())
+    return nl.ForwardCorrection(transitions[method.removeprefix("forward, ")].float())
+
+
+def trainer_of(folder: str, epochs: int, callbacks: list[Callback]) -> Trainer:
+    """Make a trainer that leaves nothing."""
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        default_root_dir=folder,
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def estimates(data: FeaturesDataModule, seed: int, epochs: int) -> dict[str, Tensor]:
+    """Estimate T in every way; an estimator may refuse."""
+    data.setup("fit")
+    assert data.transition is not None
+    found = {"measured T": data.transition}
+    inputs, labels = _all(data)
+    index = torch.arange(len(labels))
+    everything = Predictions(torch.zeros(len(labels), data.num_classes), labels, index, features=inputs)
+    makers: dict[str, Any] = {"clusterability": None, "anchors": nl.AnchorEstimator, "default": nl.ConsensusEstimator}
+    for name, make in makers.items():
+        try:
+            if make is None:
+                estimator = nl.ClusterabilityEstimator(data.num_classes)
+                estimator.update(everything)
+                found[name] = estimator.compute()
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                seed_everything(seed, verbose=False)
+                model = model_of(data, nl.ForwardCorrection(), lr=3e-4, weight_decay=0.01)
+                callback = nl.EstimateTransitionCallback(epochs, estimator=make)
+                trainer_of(folder, epochs + 1, [callback, ModelCheckpoint(folder, monitor="val_loss")]).fit(model, data)
+                assert callback.transition is not None
+                found[name] = callback.transition
+        except ValueError as refusal:
+            print(f"{name}: {refusal}", flush=True)
+    return found
+
+
+def _all(data: FeaturesDataModule) -> tuple[Tensor, Tensor]:
+    inputs, labels = zip(*((x, y) for x, y, *_ in data.estimation_dataloader()), strict=True)
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def run(model: nl.NoisyLabelClassifier, data: FeaturesDataModule, epochs: int, mixes: list[Callback]) -> dict[str, Any]:
+    """Train once and return what came out."""
+    with tempfile.TemporaryDirectory() as folder:
+        selected = ModelCheckpoint(folder, monitor="val_accuracy", mode="max")
+        trainer = trainer_of(folder, epochs, [*mixes, selected])
+        trainer.fit(model, data)
+        *_, last, best = evaluate_fit(trainer, model, data)
+    return {"last": last.test_accuracy, "selected": best.test_accuracy, "selected_epoch": best.epoch}
+
+
+def main() -> None:
+    """Run all and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", type=Path, required=True, help="folder that `noisylightning features` has left")
+    parser.add_argument("--labels", nargs="+", help="sets of people's labels, or noises; by default all of the folder")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 1.0], help="of Mixup; 0 is without it")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="the .json")
+    arguments = parser.parse_args()
+    output = arguments.output or Path(__file__).parent / "results" / f"features_{arguments.features.name}.json"
+    manifest = FeaturesDataModule(arguments.features).manifest
+    sets = arguments.labels or [*manifest.noisy_labels, *NOISES]
+    settings = {
+        "epochs": arguments.epochs, "options": OPTIONS, "encoder": manifest.encoder, "transform": manifest.transform,
+    }  # fmt: skip
+    runs: list[dict[str, Any]] = []
+    if output.exists():
+        before = json.loads(output.read_text())
+        if before["settings"] == settings:
+            runs = before["runs"]
+
+    for seed, labels in product(range(arguments.seeds), sets):
+        data = data_of(labels, seed, arguments)
+        transitions: dict[str, Tensor] = {}
+        for method, alpha in product(arguments.methods, arguments.alphas):
+            line = {"labels": labels, "method": method, "alpha": alpha}
+            if any((line | {"seed": seed}).items() <= result.items() for result in runs):
+                continue
+            name = method.removeprefix("forward, ")
+            if name != method and not transitions:
+                transitions = estimates(data, seed, arguments.epochs // 2)
+            if name != method and name not in transitions:
+                continue  # it has refused, and said why
+            mixes = functools.partial(_mixes, alpha, seed)
+            first = next((result for result in runs if line.items() <= result.items()), None)
+            if first is None:
+                make = functools.partial(model_of, data)
+                tuned = tune(
+                    lambda make=make, method=method, known=transitions, **options: make(
+                        correction_of(method, known), **options
+                    ),
+                    data, OPTIONS, arguments.epochs, mixes, monitor="val_accuracy", devices=1,
+                )  # fmt: skip
+                options = tuned.best.options
+            else:
+                options = first["options"]
+            seed_everything(seed, verbose=False)
+            model = model_of(data, correction_of(method, transitions), **options)
+            found = run(model, data, arguments.epochs, mixes())
+            if name != method:
+                found["error"] = float(
+                    relative_l1_error(transitions[name].double(), transitions["measured T"].double())
+                )
+            runs.append(line | {"seed": seed, "options": options} | found)
+            print(runs[-1], flush=True)
+            write_json(output, {"environment": environment(), "settings": settings, "runs": runs})
+    write_table(output.with_suffix(".md"), *table(runs, sets))
+
+
+def _mixes(alpha: float, seed: int) -> list[Callback]:
+    return [nl.Mixup(alpha, seed=seed)] if alpha else []
+
+
+def table(runs: list[dict[str, Any]], sets: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Make a line of each set of labels and method."""
+    rows = []
+    for labels, method, alpha in product(sets, METHODS, sorted({run["alpha"] for run in runs})):
+        found = [run for run in runs if (run["labels"], run["method"], run["alpha"]) == (labels, method, alpha)]
+        if found:
+            cells = [mean_and_deviation([100 * run[key] for run in found], 2) for key in ("last", "selected")]
+            errors = mean_and_deviation([run["error"] for run in found if "error" in run], 3)
+            rows.append([labels, method, f"{alpha:g}" if alpha else "-", *cells, errors, str(len(found))])
+    header = ["labels", "method", "Mixup", "clean test %, last epoch", "selected epoch", "error of T-hat", "seeds"]
+    return header, rows
+
+
+if __name__ == "__main__":
+    main()
