@@ -198,6 +198,7 @@ def main() -> None:
     """Run the kills and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=42, help="kills in all, spread over moments and processes")
+    parser.add_argument("--first", type=int, default=0, help="number of the first kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "faults.json")
     arguments = parser.parse_args()
@@ -215,7 +216,7 @@ def main() -> None:
     fit(work / "clock", 1, clock)
 
     draw, runs = random.Random(arguments.seed), []
-    for number in range(arguments.kills):
+    for number in range(arguments.first, arguments.first + arguments.kills):
         world = 1 + number // len(MOMENTS) % 2
         moment, victim = MOMENTS[number % len(MOMENTS)], draw.randrange(world)
         folder = work / f"kill{number}"

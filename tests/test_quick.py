@@ -1,6 +1,7 @@
 """The whole way, from data to the answer, as the command goes it."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import noisylightning.quick
+from noisylightning import AnchorEstimator, EstimateTransitionCallback
 from noisylightning.cli import main
 from noisylightning.cli.name_data import name_data
 from noisylightning.data import ArrayDataModule, SymmetricNoise
@@ -75,6 +77,8 @@ def test_a_table_of_texts_by_the_command(tmp_path, monkeypatch, caplog):
 
 def test_a_folder_of_images_by_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    at_once = partial(EstimateTransitionCallback, estimator=AnchorEstimator)  # so few images leave a doubt
+    monkeypatch.setattr(noisylightning.quick, "EstimateTransitionCallback", at_once)
     draw = np.random.default_rng(0)
     for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
         Path("photos", name).mkdir(parents=True)

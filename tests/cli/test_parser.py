@@ -34,7 +34,7 @@ def test_a_misspelt_class_names_the_nearest(arguments, option, meant, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to do: fit, validate, test, predict, estimate"),
+        ([], "say what to do: quick, fit, validate, test, predict, estimate"),
         (["fitt"], "there is no command fitt; did you mean fit?"),
         (["fit"], "--model must be given"),
         (["fit", "--config=nowhere.yaml"], "--config: File does not exist"),

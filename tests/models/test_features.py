@@ -59,7 +59,7 @@ CASES = {
 
 def test_no_backbone_is_forgotten():
     public = {name for name in noisylightning.models.__all__ if isinstance(getattr(noisylightning.models, name), type)}
-    assert public == set(CASES)
+    assert public - {"Standardize"} == set(CASES)  # which is a layer
 
 
 @pytest.mark.parametrize("name", CASES)
