@@ -3,6 +3,9 @@
     noisylightning features --data CIFAR10NDataModule --encoder efficientnet_lite0 --size 128 --output features
     python benchmarks/features.py --features features
 
+``features_cifar10n.md`` is of ``--precision bf16`` and, one seed of it so far, of ``--labels worse "symmetric 0.5"
+"pair-flip 0.45" "asymmetric 0.6" --alphas 0 --epochs 10 --seeds 1`` without GCE, NCE+RCE and anchors.
+
 A linear head, AdamW, batches of 256. Learning rate and weight decay are chosen for each line by the same search, on the
 noisy validation accuracy of the first seed; weights by that of every epoch. Labels are those that people gave, or drawn
 by the paper's noises. T-hat comes from nearest neighbours before any training (``clusterability``), from the samples
