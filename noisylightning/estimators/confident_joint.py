@@ -122,17 +122,19 @@ class ConfidentJointEstimator(TransitionEstimator):
             self.labels.append(labels)
             self.index.append(batch.index)
         elif self.max_entries is None:
-            self.counts += self._counted(probs, labels, batch.index, self.thresholds, slice(None))
+            self._count(self.counts, probs, labels, batch.index, self.thresholds, slice(None))
         else:
             self.pairs.append(self._paired(probs, labels, self.thresholds))
             if sum(map(len, self.pairs[1:])) > max(_MERGE_AT, len(self.pairs[0])):
                 self.pairs[:] = [count_pairs(torch.cat(self.pairs))]
 
-    def _counted(self, probs: Tensor, labels: Tensor, index: Tensor, thresholds: Tensor, rows: slice) -> Tensor:
-        """Count for the sample (row 0) and its replicates (the others), those that are asked for."""
+    def _count(
+        self, counts: Tensor, probs: Tensor, labels: Tensor, index: Tensor, thresholds: Tensor, rows: slice
+    ) -> None:
+        """Count for the sample (row 0) and its replicates (the others), those that are asked for, and add in place."""
         weights = bootstrap_weights(index, self.replicates).t()
-        each = zip(thresholds[rows], weights[rows], strict=True)
-        return torch.stack([confident_counts(probs, labels, bounds, times) for bounds, times in each])
+        for before, bounds, times in zip(counts, thresholds[rows], weights[rows], strict=True):
+            confident_counts(probs, labels, bounds, times, before)
 
     def _paired(self, probs: Tensor, labels: Tensor, thresholds: Tensor) -> Tensor:
         classes = confident_classes(probs, thresholds[0])
@@ -142,14 +144,15 @@ class ConfidentJointEstimator(TransitionEstimator):
     def _rows(self) -> tuple[Tensor, Tensor, Tensor]:
         return dim_zero_cat(self.probs), dim_zero_cat(self.labels), dim_zero_cat(self.index)
 
-    def _joint(self, rows: slice) -> Tensor:
+    def _joint(self, rows: slice, dtype: torch.dtype = torch.float64) -> Tensor:
         """T-hat of the sample or of replicates, ``(..., C, C)``."""
         if self.thresholds is not None:
             counts = self.counts[rows]
         else:
             thresholds = confident_thresholds(self.sums, self.held_out_counts)
-            counts = self._counted(*self._rows(), thresholds, rows)
-        return joint_transition(counts, self.held_out_counts[rows])
+            counts = self.counts.new_zeros(len(thresholds[rows]), self.num_classes, self.num_classes)
+            self._count(counts, *self._rows(), thresholds, rows)
+        return joint_transition(counts, self.held_out_counts[rows], dtype)
 
     def compute(self) -> Tensor:
         """Return T-hat, ``(C, C)``, rows sum to one; sparse with ``max_entries``."""
@@ -162,7 +165,7 @@ class ConfidentJointEstimator(TransitionEstimator):
             )
         check_self_confidence(self.sums[0], found)
         if self.max_entries is None:
-            return self._joint(slice(1))[0].float()
+            return self._joint(slice(1), torch.float32)[0]
         if self.thresholds is not None:
             pairs = count_pairs(dim_zero_cat(self.pairs))
         else:

@@ -47,7 +47,7 @@ def confident_joint_transition(probs: Tensor, labels: Tensor) -> Tensor:
     sums = self_confidence(probs, labels)
     check_self_confidence(sums, class_counts)
     thresholds = confident_thresholds(sums, class_counts)
-    return joint_transition(confident_counts(probs, labels, thresholds), class_counts).float()
+    return joint_transition(confident_counts(probs, labels, thresholds), class_counts, torch.float32)
 
 
 def self_confidence(probs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -128,7 +128,13 @@ def confident_classes(probs: Tensor, thresholds: Tensor) -> Tensor:
     return found
 
 
-def confident_counts(probs: Tensor, labels: Tensor, thresholds: Tensor, weights: Tensor | None = None) -> Tensor:
+def confident_counts(
+    probs: Tensor,
+    labels: Tensor,
+    thresholds: Tensor,
+    weights: Tensor | None = None,
+    before: Tensor | None = None,
+) -> Tensor:
     """Count the samples of each noisy label that are confidently of each class.
 
     Args:
@@ -136,6 +142,7 @@ def confident_counts(probs: Tensor, labels: Tensor, thresholds: Tensor, weights:
         labels: Noisy labels, shape ``(N,)``.
         thresholds: Shape ``(C,)``.
         weights: How often each sample counts, integers of shape ``(N,)``; once where it is left out.
+        before: Counts of other samples, contiguous, to which these are added in place.
 
     Returns:
         int64 of shape ``(C, C)``: row is the label, column the class.
@@ -147,13 +154,13 @@ def confident_counts(probs: Tensor, labels: Tensor, thresholds: Tensor, weights:
                 [0, 1]])
     """
     size = probs.shape[1]
-    counts = torch.zeros(size * size, dtype=torch.long, device=probs.device)
+    counts = torch.zeros(size, size, dtype=torch.long, device=probs.device) if before is None else before
     for rows in _parts(probs):
         classes = confident_classes(probs[rows], thresholds)
         sure = classes >= 0
         pairs = (labels[rows] * size + classes)[sure]
-        counts.index_add_(0, pairs, torch.ones_like(pairs) if weights is None else weights[rows][sure])
-    return counts.view(size, size)
+        counts.view(-1).index_add_(0, pairs, torch.ones_like(pairs) if weights is None else weights[rows][sure])
+    return counts
 
 
 def _parts(probs: Tensor) -> Iterator[slice]:
@@ -161,40 +168,37 @@ def _parts(probs: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(probs), size))
 
 
-def calibrated_joint(counts: Tensor, class_counts: Tensor) -> Tensor:
-    """Scale the counts of each label to the number of samples that carry it (Northcutt et al. 2021, eq. 3).
+def joint_transition(counts: Tensor, class_counts: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """T from the confident counts.
+
+    The counts of each label are scaled to the number of samples that carry it (Northcutt et al. 2021, eq. 3), and
+    normalised over the labels of each class; a few classes at a time, so that beside counts and T-hat no other table of
+    their size is held.
 
     Args:
         counts: What :func:`confident_counts` gives, ``(..., C, C)``.
         class_counts: How many samples carry each label, ``(..., C)``.
+        dtype: What T-hat is written in; it is computed in float64.
 
     Returns:
-        float64, same shape; the rows sum to the class counts.
-
-    Example:
-        >>> calibrated_joint(torch.tensor([[1, 0], [1, 3]]), torch.tensor([2, 8]))
-        tensor([[2., 0.],
-                [2., 6.]], dtype=torch.float64)
-    """
-    return counts * (class_counts / counts.sum(dim=-1).double()).unsqueeze(-1)
-
-
-def joint_transition(counts: Tensor, class_counts: Tensor) -> Tensor:
-    """T from the confident counts: the calibrated joint, normalised over the labels of each class.
-
-    Args:
-        counts: What :func:`confident_counts` gives, ``(..., C, C)``.
-        class_counts: How many samples carry each label, ``(..., C)``.
-
-    Returns:
-        T-hat, float64, ``(..., C, C)``.
+        T-hat, ``(..., C, C)``.
 
     Raises:
         ValueError: If no sample is confidently of a class.
+
+    Example:
+        >>> joint_transition(torch.tensor([[1, 0], [1, 3]]), torch.tensor([2, 8]))
+        tensor([[0.5000, 0.5000],
+                [0.0000, 1.0000]], dtype=torch.float64)
     """
     check_confident(counts.sum(dim=-2))
-    joint = calibrated_joint(counts, class_counts)
-    return joint.div_(joint.sum(dim=-2, keepdim=True)).transpose(-1, -2)
+    scale = (class_counts / counts.sum(dim=-1).double()).unsqueeze(-1)
+    transition = torch.empty(counts.shape, dtype=dtype, device=counts.device)
+    size = max(1, _ENTRIES // 4 // counts[..., 0].numel())  # of classes at a time
+    for part, rows in zip(counts.split(size, dim=-1), transition.split(size, dim=-2), strict=True):
+        joint = part * scale
+        rows.copy_(joint.div_(joint.sum(dim=-2, keepdim=True)).transpose(-1, -2))
+    return transition
 
 
 def count_pairs(pairs: Tensor) -> Tensor:

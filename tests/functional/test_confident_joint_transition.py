@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisylightning.functional.confident_joint import (
-    calibrated_joint,
     check_self_confidence,
     confident_classes,
     confident_counts,
     confident_joint_transition,
     confident_thresholds,
     count_pairs,
+    joint_transition,
     self_confidence,
     sparse_joint_transition,
 )
@@ -53,10 +53,11 @@ def test_counts_joint_and_transition_are_those_of_cleanlab(classes, seed, monkey
     theirs = compute_confident_joint(*arguments, calibrate=False)
     assert counts.numpy().min(where=np.eye(classes, dtype=bool), initial=9) > 0  # so that cleanlab adds nothing
     np.testing.assert_array_equal(counts.numpy(), theirs)
-    joint = calibrated_joint(counts, class_counts).numpy()
+    joint = (counts * (class_counts / counts.sum(dim=1).double())[:, None]).numpy()
     monkeypatch.setattr("cleanlab.count.round_preserving_row_totals", lambda joint: joint)
     np.testing.assert_allclose(joint, compute_confident_joint(*arguments), rtol=1e-13)
     _, noise_matrix, _ = estimate_latent(joint, labels.numpy())
+    np.testing.assert_allclose(joint_transition(counts, class_counts).numpy(), noise_matrix.T, rtol=1e-12)
     np.testing.assert_allclose(confident_joint_transition(probs, labels).numpy(), noise_matrix.T, atol=1e-6)
 
 
