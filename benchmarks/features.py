@@ -1,18 +1,23 @@
-"""Noisy labels on frozen features: losses and corrections with a linear head, with Mixup and without.
+"""Noisy labels on frozen features: losses and corrections with a linear head, with Mixup and without; and the audit.
 
-    noisylightning features --data CIFAR10NDataModule --encoder efficientnet_lite0 --size 128 --output features
-    python benchmarks/features.py --features features
+    noisylightning features --data CIFAR10NDataModule --encoder efficientnet_lite0 --size 128 --output cifar10n
+    python benchmarks/features.py --features cifar10n
+    noisylightning features --data IMDBDataModule --encoder minilm --output imdb
+    python benchmarks/features.py --features imdb --batch-size 128
 
-``features_cifar10n.md`` is of ``--precision bf16`` and, one seed of it so far, of ``--labels worse "symmetric 0.5"
-"pair-flip 0.45" "asymmetric 0.6" --alphas 0 --epochs 10 --seeds 1`` without GCE, NCE+RCE and anchors.
+(both with ``--precision bf16`` for the committed results). A linear head and AdamW. Learning rate and weight decay are
+chosen for each line by the same search, on the noisy validation accuracy of the first seed; weights by that of every
+epoch. Labels are those that people gave, or drawn by the paper's noises. T-hat comes from nearest neighbours before any
+training (``clusterability``), from the samples that cross-entropy's network is surest of (``anchors``), and by the
+default of a fit in two stages (``default``), each once for a set of labels and a seed; "measured T" is counted with the
+clean labels. The clean test set is used once for the last and once for the selected weights. ELR remembers each sample,
+which a mixed one is not, so that it goes without Mixup.
 
-A linear head, AdamW, batches of 256. Learning rate and weight decay are chosen for each line by the same search, on the
-noisy validation accuracy of the first seed; weights by that of every epoch. Labels are those that people gave, or drawn
-by the paper's noises. T-hat comes from nearest neighbours before any training (``clusterability``), from the samples
-that cross-entropy's network is surest of (``anchors``), and by the default of a fit in two stages (``default``), each
-once for a set of labels and a seed; "measured T" is counted with the clean labels. The clean test set is used once for
-the last and once for the selected weights. Writes ``benchmarks/results/NAME.json`` after each fit, from which it goes
-on if it is started again, and ``NAME.md``, NAME being that of the folder of features.
+The audit judges all training labels by the selected weights of "forward, default" without Mixup and its T-hat, beside
+cleanlab's rankings on 5-fold posteriors of cross-entropy's head.
+
+Writes ``benchmarks/results/features_NAME.json`` after each fit, from which it goes on if it is started again,
+``features_NAME.md`` and ``features_NAME_audit.md``, NAME being that of the folder of features.
 """
 
 import argparse
@@ -25,16 +30,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cleanlab.rank import get_label_quality_scores
 from common import environment, mean_and_deviation, write_json, write_table
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 import noisylightning as nl
 from noisylightning import data as noises
 from noisylightning import losses
+from noisylightning.audit import audit_with_trainer
 from noisylightning.data import FeaturesDataModule
 from noisylightning.models import MLP
+from noisylightning.phases import held_out_predictions
 from noisylightning.predictions import Predictions
 from noisylightning.results import evaluate_fit
 from noisylightning.search import tune
@@ -57,8 +66,12 @@ LOSSES: dict[str, Callable[[], losses.Loss]] = {
     ),
 }
 ESTIMATES = ("clusterability", "anchors", "default", "measured T")
-METHODS = (*LOSSES, *(f"forward, {name}" for name in ESTIMATES))
-OPTIONS = {"lr": [3e-4, 3e-3], "weight_decay": [0.01, 0.3]}
+METHODS = (*LOSSES, "ELR", *(f"forward, {name}" for name in ESTIMATES))
+OPTIONS = {"lr": [3e-4, 1e-3], "weight_decay": [0.1, 3.0]}
+AUDITED = "forward, default"
+FOLDS = 5  # of cleanlab's posteriors
+BINARY = ("asymmetric 0.2", "asymmetric 0.4")  # noises of two classes
+RANKINGS = ("audit", "cleanlab, self_confidence", "cleanlab, normalized_margin")
 
 
 def data_of(labels: str, seed: int, arguments: argparse.Namespace) -> FeaturesDataModule:
@@ -70,7 +83,8 @@ def data_of(labels: str, seed: int, arguments: argparse.Namespace) -> FeaturesDa
         noise=drawn,
         noise_seed=seed,
         seed=seed,
-        batch_size=256,
+        with_index=True,
+        batch_size=arguments.batch_size,
         val_fraction=0.1,
     )
 
@@ -82,10 +96,13 @@ def model_of(data: FeaturesDataModule, correction: nl.Correction, **options: Any
     return nl.NoisyLabelClassifier(head, correction, num_classes=data.num_classes, optimizer=optimizer)
 
 
-def correction_of(method: str, transitions: dict[str, Tensor]) -> nl.Correction:
+def correction_of(method: str, transitions: dict[str, Tensor], data: FeaturesDataModule) -> nl.Correction:
     """Make the correction of a line."""
     if method in LOSSES:
         return nl.NoCorrection(loss=LOSSES[method]())
+    if method == "ELR":
+        samples = data.manifest.parts["train"].rows
+        return nl.NoCorrection(loss=losses.EarlyLearningRegularization(samples, data.num_classes))
     return nl.ForwardCorrection(transitions[method.removeprefix("forward, ")].float())
 
 
@@ -121,7 +138,7 @@ def estimates(data: FeaturesDataModule, seed: int, epochs: int) -> dict[str, Ten
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 seed_everything(seed, verbose=False)
-                model = model_of(data, nl.ForwardCorrection(), lr=3e-4, weight_decay=0.01)
+                model = model_of(data, nl.ForwardCorrection(), lr=OPTIONS["lr"][0], weight_decay=0.1)
                 callback = nl.EstimateTransitionCallback(epochs, estimator=make)
                 trainer_of(folder, epochs + 1, [callback, ModelCheckpoint(folder, monitor="val_loss")]).fit(model, data)
                 assert callback.transition is not None
@@ -137,13 +154,40 @@ def _all(data: FeaturesDataModule) -> tuple[Tensor, Tensor]:
 
 
 def run(model: nl.NoisyLabelClassifier, data: FeaturesDataModule, epochs: int, mixes: list[Callback]) -> dict[str, Any]:
-    """Train once and return what came out."""
+    """Train once, leave the selected weights in the model, and return what came out."""
     with tempfile.TemporaryDirectory() as folder:
         selected = ModelCheckpoint(folder, monitor="val_accuracy", mode="max")
         trainer = trainer_of(folder, epochs, [*mixes, selected])
         trainer.fit(model, data)
         *_, last, best = evaluate_fit(trainer, model, data)
+        model.load_state_dict(torch.load(selected.best_model_path, weights_only=True)["state_dict"])
     return {"last": last.test_accuracy, "selected": best.test_accuracy, "selected_epoch": best.epoch}
+
+
+def audits(
+    model: nl.NoisyLabelClassifier, data: FeaturesDataModule, options: dict[str, Any], seed: int, epochs: int
+) -> list[dict[str, Any]]:
+    """Rank all training labels, by a network with its T-hat and by cleanlab; a T-hat that is the identity refuses."""
+    assert data.noisy_labels is not None
+    wrong = (data.load_train()[1].long() != data.noisy_labels.labels.cpu()).numpy()
+    found: list[dict[str, Any]] = []
+
+    def judge(name: str, score: Tensor) -> None:
+        ranks = {"ap": average_precision_score(wrong, score.numpy()), "auroc": roc_auc_score(wrong, score.numpy())}
+        found.append({"ranking": name, **{key: float(value) for key, value in ranks.items()}})
+
+    with tempfile.TemporaryDirectory() as folder:
+        if not model.correction.known_transition().is_identity:
+            audit = audit_with_trainer(trainer_of(folder, 1, []), model, data)
+            judge("audit", audit.table.wrong)
+            found[-1] |= {"number": audit.errors.total, "true_number": int(wrong.sum())}
+        seed_everything(seed, verbose=False)
+        plain = model_of(data, nl.NoCorrection(), **options)
+        held_out = held_out_predictions(trainer_of(folder, 1, []), plain, data, FOLDS, epochs)
+    labels, probs = held_out.noisy_labels.numpy(), held_out.probs.double().numpy()
+    for name in RANKINGS[1:]:
+        judge(name, -torch.from_numpy(get_label_quality_scores(labels, probs, method=name.removeprefix("cleanlab, "))))
+    return found
 
 
 def main() -> None:
@@ -153,26 +197,35 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", help="sets of people's labels, or noises; by default all of the folder")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 1.0], help="of Mixup; 0 is without it")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="the .json")
     arguments = parser.parse_args()
     output = arguments.output or Path(__file__).parent / "results" / f"features_{arguments.features.name}.json"
     manifest = FeaturesDataModule(arguments.features).manifest
-    sets = arguments.labels or [*manifest.noisy_labels, *NOISES]
+    drawn = [name for name in NOISES if len(manifest.class_names) > 2 or name in BINARY]
+    sets = arguments.labels or [*manifest.noisy_labels, *drawn]
     settings = {
-        "epochs": arguments.epochs, "options": OPTIONS, "encoder": manifest.encoder, "transform": manifest.transform,
-    }  # fmt: skip
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+        "options": OPTIONS,
+        "encoder": manifest.encoder,
+        "transform": manifest.transform,
+    }
     runs: list[dict[str, Any]] = []
+    audited: list[dict[str, Any]] = []
     if output.exists():
         before = json.loads(output.read_text())
         if before["settings"] == settings:
-            runs = before["runs"]
+            runs, audited = before["runs"], before["audits"]
 
     for seed, labels in product(range(arguments.seeds), sets):
         data = data_of(labels, seed, arguments)
         transitions: dict[str, Tensor] = {}
         for method, alpha in product(arguments.methods, arguments.alphas):
+            if method == "ELR" and alpha:
+                continue
             line = {"labels": labels, "method": method, "alpha": alpha}
             if any((line | {"seed": seed}).items() <= result.items() for result in runs):
                 continue
@@ -186,8 +239,8 @@ def main() -> None:
             if first is None:
                 make = functools.partial(model_of, data)
                 tuned = tune(
-                    lambda make=make, method=method, known=transitions, **options: make(
-                        correction_of(method, known), **options
+                    lambda make=make, method=method, known=transitions, data=data, **options: make(
+                        correction_of(method, known, data), **options
                     ),
                     data, OPTIONS, arguments.epochs, mixes, monitor="val_accuracy", devices=1,
                 )  # fmt: skip
@@ -195,7 +248,7 @@ def main() -> None:
             else:
                 options = first["options"]
             seed_everything(seed, verbose=False)
-            model = model_of(data, correction_of(method, transitions), **options)
+            model = model_of(data, correction_of(method, transitions, data), **options)
             found = run(model, data, arguments.epochs, mixes())
             if name != method:
                 found["error"] = float(
@@ -203,8 +256,15 @@ def main() -> None:
                 )
             runs.append(line | {"seed": seed, "options": options} | found)
             print(runs[-1], flush=True)
-            write_json(output, {"environment": environment(), "settings": settings, "runs": runs})
+            if method == AUDITED and not alpha:
+                plain = {"labels": labels, "method": "cross-entropy", "alpha": 0.0}
+                of_plain = next((result["options"] for result in runs if plain.items() <= result.items()), options)
+                ranked = audits(model, data, of_plain, seed, arguments.epochs)
+                audited += [{"labels": labels, "seed": seed, **row} for row in ranked]
+                print(*audited[-len(ranked) :], sep="\n", flush=True)
+            write_json(output, {"environment": environment(), "settings": settings, "runs": runs, "audits": audited})
     write_table(output.with_suffix(".md"), *table(runs, sets))
+    write_table(output.with_name(f"{output.stem}_audit.md"), *audit_table(audited, sets))
 
 
 def _mixes(alpha: float, seed: int) -> list[Callback]:
@@ -222,6 +282,18 @@ def table(runs: list[dict[str, Any]], sets: list[str]) -> tuple[list[str], list[
             rows.append([labels, method, f"{alpha:g}" if alpha else "-", *cells, errors, str(len(found))])
     header = ["labels", "method", "Mixup", "clean test %, last epoch", "selected epoch", "error of T-hat", "seeds"]
     return header, rows
+
+
+def audit_table(audited: list[dict[str, Any]], sets: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Make a line of each set of labels and ranking."""
+    rows = []
+    for labels, ranking in product(sets, RANKINGS):
+        found = [row for row in audited if (row["labels"], row["ranking"]) == (labels, ranking)]
+        if found:
+            cells = [mean_and_deviation([row[key] for row in found], 3) for key in ("ap", "auroc")]
+            off = [100 * (row["number"] / row["true_number"] - 1) for row in found if "number" in row]
+            rows.append([labels, ranking, *cells, mean_and_deviation(off, 1), str(len(found))])
+    return ["labels", "ranking", "average precision", "AUROC", "error of the number, %", "seeds"], rows
 
 
 if __name__ == "__main__":
