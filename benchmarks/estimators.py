@@ -7,8 +7,9 @@ table and one list of labels, and run on it in turn, so that whatever else the m
 the median of the processor's time over a few rounds after the first. Rows ``two passes`` are the estimators, fed with
 batches of ``Predictions`` twice so that they keep none: they check each batch and take its softmax in each pass. Peak
 memory is what a method takes beyond the table, in a process of its own. The largest table exists batch by batch alone,
-drawn anew in each pass; what drawing takes is told too, and taken off. Needs Linux. Writes
-``benchmarks/results/estimators.json`` and ``estimators.md``.
+drawn anew in each pass; what drawing takes is told too, and taken off. Clusterability gets a table of 64 features, one
+normal cloud a class, and seeks neighbours with faiss. Needs Linux. Writes ``benchmarks/results/estimators.json`` and
+``estimators.md``.
 """
 
 import argparse
@@ -31,11 +32,14 @@ from torch import Tensor
 
 from noisylightning.estimators import AnchorEstimator, ConfidentJointEstimator, DualTEstimator, TransitionEstimator
 from noisylightning.functional import anchor_transition, confident_joint_transition, dual_transition
+from noisylightning.functional.clusterability import Clusters, clusterability
 from noisylightning.predictions import Predictions
+from noisylightning.transition import relative_l1_error, symmetric
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = [(500_000, 100), (100_000, 1_000)]
 LARGEST = (1_000_000, 1_000)
+FEATURES = (1_000_000, 100, 64)  # samples, classes, features
 ESTIMATORS: dict[str, type[TransitionEstimator]] = {
     "confident joint, two passes": ConfidentJointEstimator,
     "anchor, two passes": AnchorEstimator,
@@ -162,6 +166,26 @@ def measure_largest(name: str, samples: int, classes: int) -> dict[str, float]:
     }
 
 
+def measure_features(samples: int, classes: int, width: int) -> dict[str, float]:
+    """Seconds, peak bytes and error of clusterability, 30 % of the labels being any of the others."""
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.arange(samples) % classes
+    features = 0.8 * torch.randn(classes, width, generator=generator)[clean]
+    features += torch.randn(samples, width, generator=generator)
+    transition = symmetric(classes, 0.3)
+    labels = torch.multinomial(transition[clean], 1, generator=generator).flatten()
+    clusterability(features[:10_000], labels[:10_000], classes, approximate=True)  # imports are no cost of the method
+    found: list[Clusters] = []
+    begin = time.process_time()
+    peak = peak_of(lambda: found.append(clusterability(features, labels, classes)))
+    return {
+        "seconds": time.process_time() - begin,
+        "peak_bytes_beyond_table": peak,
+        "error": float(relative_l1_error(found[0].transition, transition.double())),
+        "expected_error": found[0].noise,
+    }
+
+
 def in_process(what: str, *arguments: Any) -> Any:
     """Call a measurement in a fresh process, which returns freed memory to the system at once where memory counts."""
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -175,6 +199,7 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
     "measure_time": measure_time,
     "measure_memory": measure_memory,
     "measure_largest": measure_largest,
+    "measure_features": measure_features,
 }
 
 
@@ -201,6 +226,9 @@ def main() -> None:
         row = {"samples": LARGEST[0], "classes": LARGEST[1], "method": name}
         rows.append({**row, **in_process("measure_largest", name, *LARGEST)})
         print(rows[-1], flush=True)
+    row = {"samples": FEATURES[0], "classes": FEATURES[1], "width": FEATURES[2], "method": "clusterability"}
+    rows.append({**row, **in_process("measure_features", *FEATURES)})
+    print(rows[-1], flush=True)
     write_json(
         RESULTS / "estimators.json", {"environment": environment() | {"cleanlab": version("cleanlab")}, "rows": rows}
     )
@@ -212,7 +240,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     header = ["N", "C", "table, MB", "method", "seconds", "peak memory beyond the table, MB"]
     body = []
     for row in rows:
-        size = 4e-6 * row["samples"] * row["classes"]
+        size = 4e-6 * row["samples"] * row.get("width", row["classes"])
         measured = [f"{row['seconds']:.2f}", f"{1e-6 * row['peak_bytes_beyond_table']:.0f}"]
         body.append([f"{row['samples']:,}", f"{row['classes']:,}", f"{size:.0f}", row["method"], *measured])
     return header, body

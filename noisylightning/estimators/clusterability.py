@@ -27,6 +27,8 @@ class ClusterabilityEstimator(FeatureEstimator):
         neighbours: How many nearest neighbours are looked at: two for a triple, the others for its surroundings.
         share: The share of triples to keep, those of the purest surroundings; chosen from the data by default.
         queries: How many samples at most are the middle of a triple.
+        approximate: Whether neighbours may be approximate; by default among more than 2^18 samples on the processor, if
+            faiss is installed.
         seed: Seed of their draw, and of the fit's starts.
         replicates: As in :class:`TransitionEstimator`.
         **kwargs: Passed on to :class:`torchmetrics.Metric`.
@@ -59,12 +61,14 @@ class ClusterabilityEstimator(FeatureEstimator):
         neighbours: int = 30,
         share: float | None = None,
         queries: int = 2**16,
+        approximate: bool | None = None,
         seed: int = 0,
         replicates: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, replicates, **kwargs)
         self.neighbours, self.share, self.queries, self.seed = neighbours, share, queries, seed
+        self.approximate = approximate
         self.found = None
 
     def compute(self) -> Tensor:
@@ -86,6 +90,7 @@ class ClusterabilityEstimator(FeatureEstimator):
             neighbours=self.neighbours,
             share=self.share,
             queries=self.queries,
+            approximate=self.approximate,
             seed=self.seed,
         )
 

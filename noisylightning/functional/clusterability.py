@@ -9,7 +9,7 @@ from torch import Tensor
 from noisylightning.errors import BadValue
 from noisylightning.functional.label_mixture import LabelMixture, start_of
 from noisylightning.functional.names import name_rows
-from noisylightning.functional.neighbours import nearest_neighbours
+from noisylightning.functional.neighbours import approximate_where_large, nearest_neighbours
 from noisylightning.functional.probabilities import check_every_class, check_noisy_labels
 
 _BLOCK = 2**20  # entries of a table of samples and classes at a time
@@ -74,6 +74,7 @@ def clusterability(
     neighbours: int = 30,
     share: float | None = None,
     queries: int = 2**16,
+    approximate: bool | None = None,
     seed: int = 0,
 ) -> Clusters:
     r"""Estimate T from features, in three steps.
@@ -102,6 +103,9 @@ def clusterability(
             whose T-hat differs from those of all smaller ones by no more than chance (Lepski 1990).
         queries: How many samples at most are the middle of a triple, drawn at random; their neighbours are sought
             among all samples.
+        approximate: Whether neighbours may be approximate, as in
+            :func:`~noisylightning.functional.neighbours.nearest_neighbours`; where it is left out, they may among more
+            than 2^18 samples on the processor, if faiss is installed.
         seed: Seed of that draw, and of the fit's starts.
 
     Returns:
@@ -133,7 +137,9 @@ def clusterability(
     middle = torch.arange(len(features))
     if len(features) > queries:
         middle = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:queries].sort().values
-    near = nearest_neighbours(features, neighbours, middle.to(features.device), groups).cpu()
+    if approximate is None:
+        approximate = approximate_where_large(features, groups)
+    near = nearest_neighbours(features, neighbours, middle.to(features.device), groups, approximate).cpu()
     labels = labels.cpu()
     triples = torch.cat([middle[:, None], near[:, :2]], dim=1)
 

@@ -1,5 +1,7 @@
 """Nearest neighbours against scikit-learn."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,51 @@ def test_equal_samples_are_neighbours_and_not_themselves():
     found = nearest_neighbours(features, 3)
     assert (found // 4 == torch.arange(12)[:, None] // 4).all()
     assert (found != torch.arange(12)[:, None]).all()
+
+
+def clouds(num: int = 3000) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(20, 8, generator=generator)[torch.arange(num) % 20] + 0.3 * torch.randn(
+        num, 8, generator=generator
+    )
+
+
+@pytest.mark.parametrize(("probed", "least", "most"), [(16, 0.99, 1.0), (1, 0.5, 0.99)])
+def test_approximate_ones_are_nearly_all_the_nearest_and_never_the_sample_itself(probed, least, most, monkeypatch):
+    monkeypatch.setattr(module, "_PROBED", probed)
+    features, queries = clouds(), torch.arange(0, 3000, 7)
+    exact = nearest_neighbours(features, 10, queries)
+    found = nearest_neighbours(features, 10, queries, approximate=True)
+    hits = (found[:, :, None] == exact[:, None]).any(dim=2).double().mean()
+    assert least <= hits <= most
+    assert (found != queries[:, None]).all()
+    assert all(len(row.unique()) == 10 for row in found)
+
+
+def test_approximate_ones_are_exact_where_the_cells_of_a_query_hold_too_few():
+    features = clouds(60)
+    assert torch.equal(nearest_neighbours(features, 59, approximate=True), nearest_neighbours(features, 59))
+
+
+def test_approximate_ones_stay_within_groups():
+    features, groups = clouds(), torch.arange(3000) % 2
+    found = nearest_neighbours(features, 5, groups=groups, approximate=True)
+    assert (groups[found] == groups[:, None]).all()
+
+
+def test_without_faiss_approximate_ones_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'noisylightning\[faiss\]'"):
+        nearest_neighbours(clouds(60), 2, approximate=True)
+
+
+def test_an_exact_search_takes_long_where_a_group_is_large(monkeypatch):
+    monkeypatch.setattr(module, "_LARGE", 40)
+    features, groups = clouds(60), torch.arange(60) % 2
+    assert module.approximate_where_large(features)
+    assert not module.approximate_where_large(features, groups)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert not module.approximate_where_large(features)
 
 
 @pytest.mark.parametrize(
