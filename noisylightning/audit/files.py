@@ -26,10 +26,12 @@ _PAIRS = 1000  # of classes that audit.json lists at most
 
 
 def write_audit(audit: Audit, folder: str | Path, thumbnails: Thumbnails | None = None) -> None:
-    """Write ``audit.csv``, ``audit.parquet`` (where pyarrow is installed), ``audit.json`` and ``audit.html``.
+    """Write an audit's table, its totals, its page, and weights to train with.
 
-    The tables begin with the label that is most probably wrong. ``audit.json`` has the totals, their intervals, the
-    pairs of classes and a checksum of the labels; ``audit.html`` is for looking and marking, see :func:`write_page`.
+    The tables, ``audit.csv`` and, where pyarrow is installed, ``audit.parquet``, begin with the label that is most
+    probably wrong. ``audit.json`` has the totals, their intervals, the pairs of classes and a checksum of the labels;
+    ``audit.html`` is for looking and marking, see :func:`write_page`; ``weights.npy`` has :meth:`sample_weights
+    <noisylightning.audit.AuditTable.sample_weights>`.
 
     Args:
         audit: The audit.
@@ -50,6 +52,8 @@ def write_audit(audit: Audit, folder: str | Path, thumbnails: Thumbnails | None 
     write_table(audit.table, folder / "audit.csv")
     if importlib.util.find_spec("pyarrow"):
         write_table(audit.table, folder / "audit.parquet")
+    with written_whole(folder / "weights.npy") as path, path.open("wb") as file:
+        np.save(file, audit.table.sample_weights().numpy(), allow_pickle=False)
     with written_whole(folder / "audit.json") as path:
         path.write_text(json.dumps(_summary(audit), indent=2) + "\n", encoding="utf-8")
     write_page(audit.table, folder / "audit.html", errors=audit.errors, thumbnails=thumbnails)

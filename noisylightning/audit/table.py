@@ -133,6 +133,25 @@ class AuditTable:
         """
         return soft_labels(self.noisy_labels, self.wrong, self.labels, self.label_probs, self.num_classes)
 
+    def sample_weights(self) -> Tensor:
+        """The probability that each label is right, which :class:`~noisylightning.losses.SampleWeighted` weighs by.
+
+        By place in the training data, up to the last that the table has; 1 where it has none, as for trusted samples.
+
+        Returns:
+            float32, shape ``(index[-1] + 1,)``.
+
+        Example:
+            >>> table = AuditTable.from_probs(
+            ...     torch.tensor([[0.25, 0.75]]), torch.tensor([0]), index=torch.tensor([1])
+            ... )
+            >>> table.sample_weights()
+            tensor([1.0000, 0.2500])
+        """
+        weights = torch.ones(int(self.index[-1]) + 1 if len(self) else 0)
+        weights[self.index] = (1 - self.wrong).float()
+        return weights
+
 
 def soft_labels(noisy_labels: Tensor, wrong: Tensor, labels: Tensor, label_probs: Tensor, num_classes: int) -> Tensor:
     """:meth:`AuditTable.soft_labels` of columns, each of shape ``(N,)``."""

@@ -92,7 +92,7 @@ COMMANDS = {
             "probs_of": "What their probabilities are of: noisy labels, held out, or clean ones. Default: noisy.",
             "standard_error": "A .npy file of T-hat's standard errors. Default: those that the checkpoint has.",
             "level": "Probability that the intervals are to cover. Default: 0.95.",
-            "output": "The folder for audit.csv, audit.parquet, audit.json and audit.html. Default: audit.",
+            "output": "The folder for the table, the totals, the page and weights.npy. Default: audit.",
         },
     ),
     "features": Command(

@@ -17,6 +17,7 @@ from noisylightning.losses.symmetric import (
     SymmetricCrossEntropy,
 )
 from noisylightning.losses.tempered import BiTemperedLoss
+from noisylightning.losses.weighted import SampleWeighted
 
 __all__ = [
     "ActivePassiveLoss",
@@ -33,6 +34,7 @@ __all__ = [
     "NormalizedCrossEntropy",
     "RampLoss",
     "ReverseCrossEntropy",
+    "SampleWeighted",
     "SavageLoss",
     "SigmoidLoss",
     "SoftBootstrap",

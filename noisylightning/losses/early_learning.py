@@ -6,10 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from noisylightning.errors import BadType, BadValue
+from noisylightning.errors import BadValue
 from noisylightning.functional.losses import check_interval, early_learning_regularization
 from noisylightning.losses.base import Loss
-from noisylightning.tensors import expectation, log_softmax, pick, values_readable
+from noisylightning.losses.sample_index import check_index
+from noisylightning.tensors import expectation, log_softmax, pick
 
 
 class EarlyLearningRegularization(Loss):
@@ -102,25 +103,11 @@ class EarlyLearningRegularization(Loss):
 
     def _check_index(self, logits: Tensor, index: Tensor | None) -> Tensor:
         samples, classes = self.average.shape
-        if index is None:
-            raise BadValue(
-                "early-learning regularization needs the index of each sample in training mode: call "
-                "loss(logits, target, index), with a data set that yields (input, label, index)."
-            )
         if logits.ndim != 2 or logits.shape[1] != classes:
             raise BadValue(f"logits have shape {tuple(logits.shape)} but the averages need (N, {classes}).")
-        if index.dtype != torch.int64:
-            raise BadType(f"index must be int64, got {index.dtype}.")
-        if index.shape != logits.shape[:1]:
-            raise BadValue(f"index has shape {tuple(index.shape)} but there are {len(logits)} samples.")
-        if values_readable(index) and (index.device.type == "cpu" or not self._index_checked):
-            wrong = index[(index < 0) | (index >= samples)]
-            if len(wrong):
-                raise BadValue(
-                    f"index holds {int(wrong[0])} but num_samples is {samples}: indices run from 0 to {samples - 1}, "
-                    "so set num_samples to the size of the training set."
-                )
-            self._index_checked = True
+        mend = "set num_samples to the size of the training set"
+        index = check_index(index, len(logits), samples, "early-learning regularization", mend, not self._index_checked)
+        self._index_checked = True
         return index.to(self.average.device)
 
 

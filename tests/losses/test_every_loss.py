@@ -47,6 +47,7 @@ LOSSES = {
     "bi_tempered": nl.BiTemperedLoss,
     "bi_tempered_logarithm": partial(nl.BiTemperedLoss, t1=0.3, t2=1.0),
     "bi_tempered_softmax": partial(nl.BiTemperedLoss, t1=1.0, t2=2.0),
+    "weighted_in_evaluation": lambda **kwargs: nl.SampleWeighted(torch.ones(9), **kwargs).eval(),
     "early_learning_in_evaluation": lambda **kwargs: nl.EarlyLearningRegularization(9, 4, **kwargs).eval(),
 }
 PROPER = {
@@ -59,6 +60,7 @@ PROPER = {
     "focal_0",
     "label_smoothing_0",
     "bi_tempered_logarithm",
+    "weighted_in_evaluation",
 }
 SYMMETRIC = {"mae", "gce_1", "rce", "sce_passive", "nce", "nce_rce", "nce_mae"}
 CLASSES = 4
