@@ -176,9 +176,7 @@ class Correction(nn.Module):
             )
         return transition
 
-    def transition_at(
-        self, features: Tensor | None, index: Tensor | None, trusted: Tensor | None = None
-    ) -> Transition:
+    def transition_at(self, features: Tensor | None, index: Tensor | None, trusted: Tensor | None = None) -> Transition:
         """The T of these samples; arguments as in :meth:`forward`."""
         transition = self.known_transition()
         if trusted is not None and not transition.is_identity:

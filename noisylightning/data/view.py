@@ -17,9 +17,7 @@ from noisylightning.errors import BadValue
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 """From a batch as stored to a batch as the network takes it, for example ``Normalize``."""
 
-Batch: TypeAlias = (
-    tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
-)
+Batch: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Augmentation(Protocol):

@@ -94,9 +94,7 @@ def test_cross_entropy_agrees_with_numpy(kind, reduction, weighted, ignored):
 def by_hand(kind, transition, loss, logits, labels, trusted=SOME, **settings):
     """Each sample alone: the base loss by itself, or the correction, which knows of no trusted samples."""
     correction = kind(transition, loss=loss, **settings)
-    alone = [
-        (loss if trusted[n] else correction)(logits[n : n + 1], labels[n : n + 1]) for n in range(len(logits))
-    ]
+    alone = [(loss if trusted[n] else correction)(logits[n : n + 1], labels[n : n + 1]) for n in range(len(logits))]
     return torch.cat(alone)
 
 
