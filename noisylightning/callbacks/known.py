@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Callback
 from noisylightning.errors import BadValue
 from noisylightning.internals import data_attribute, train_on
 from noisylightning.phases.identity import require_same_arguments
-from noisylightning.phases.joint import joint_loader, refuse_joint, rehearse_joint, require_told
+from noisylightning.phases.joint import joint_loader, refuse_joint, rehearse_joint, require_told, trusted_in
 
 
 class KnownTransitionCallback(Callback):
@@ -41,9 +41,9 @@ class KnownTransitionCallback(Callback):
             rehearse_joint(trainer)
             train_on(trainer, joint_loader(trainer))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that the module tells its correction which samples are trusted."""
-        if self.train_on_trusted:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """See once an epoch that the module tells its correction which samples are trusted."""
+        if self.train_on_trusted and batch_idx == 0 and trusted_in(batch) is not None:
             require_told(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

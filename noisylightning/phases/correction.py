@@ -38,6 +38,7 @@ class CorrectionPhase(Phase):
             raise BadValue(f"reinit must be one of {', '.join(map(repr, _STARTS))}, got {reinit!r}.")
         self.reinit = reinit
         self.train_on_trusted = train_on_trusted
+        self._steps_unseen = False
 
     def setup(self, fit: Fit) -> None:
         """Refuse a module whose weights cannot be drawn anew, or that knows no trusted samples, where that is asked."""
@@ -103,7 +104,14 @@ class CorrectionPhase(Phase):
     def _join(self, fit: Fit) -> None:
         if self.train_on_trusted:
             internals.train_on(fit.trainer, joint_loader(fit.trainer))
-            require_told(fit.module)
+            self._steps_unseen = True
+
+    def on_train_batch_start(self, fit: Fit) -> None:
+        """See once that the module tells its correction which samples are trusted."""
+        if self._steps_unseen:
+            self._steps_unseen = False
+            if is_latest(fit.trainer, self):
+                require_told(fit.module)
 
     def _tell(self, fit: Fit) -> None:
         hook = getattr(fit.module, "on_transition_estimated", None)
