@@ -213,7 +213,7 @@ class JointView(Dataset[Any]):
         num_noisy = len(self.noisy)
         noisy = [position for position in positions if position < num_noisy]
         trusted = [position - num_noisy for position in positions if position >= num_noisy]
-        parts = [
+        parts: list[tuple[Tensor, ...]] = [
             (*view.__getitems__(of_view)[:2], view.index.index_select(0, _on(view.index, of_view)) + first)
             for view, of_view, first in ((self.noisy, noisy, 0), (self.trusted, trusted, self.first))
             if of_view
