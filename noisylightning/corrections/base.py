@@ -179,14 +179,13 @@ class Correction(nn.Module):
     def transition_at(self, features: Tensor | None, index: Tensor | None, trusted: Tensor | None = None) -> Transition:
         """The T of these samples; arguments as in :meth:`forward`."""
         transition = self.known_transition()
-        if trusted is not None and not transition.is_identity:
+        if trusted is not None and not transition.is_identity and bool(trusted.any()):
             of_batch = IdentityForTrusted(transition, trusted)
             others = of_batch.index_of_others
-            if len(others) < len(trusted):
-                if not len(others) or transition.is_class_conditional:
-                    return of_batch
-                of_others = (None if given is None else given.index_select(0, others) for given in (features, index))
-                return IdentityForTrusted(self.transition_at(*of_others), trusted)
+            if not len(others) or transition.is_class_conditional:
+                return of_batch
+            of_others = (None if given is None else given.index_select(0, others) for given in (features, index))
+            return IdentityForTrusted(self.transition_at(*of_others), trusted)
         if transition.needs_features and features is None:
             raise NotReady(
                 f"{type(transition).__name__} depends on the sample, so the correction needs its features: call "

@@ -124,11 +124,11 @@ class IdentityForTrusted(Transition):
     def _mean(self, of_others: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
         order, num_others, ((others, trusted), (noisy, right)) = self._parted(logits, labels)
         if not num_others:
-            return -_own_log_likelihood(logits, labels).mean()
+            return F.nll_loss(log_softmax(logits), labels)
         if num_others == len(order):
             return of_others(logits, labels)
         share = num_others / len(order)
-        return share * of_others(others, noisy) - (1 - share) * _own_log_likelihood(trusted, right).mean()
+        return share * of_others(others, noisy) + (1 - share) * F.nll_loss(log_softmax(trusted), right)
 
 
 def check_trusted(trusted: Tensor, num: int | None = None) -> None:
