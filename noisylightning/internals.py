@@ -451,8 +451,11 @@ def _wrap_training_step(module: LightningModule) -> list[Callable[[Any], Any]]:
 
 
 def training_source(trainer: Trainer) -> Any:
-    """Return what the fit takes its training loader from: a module, a data module or a loader."""
-    return trainer.fit_loop._data_source.instance
+    """Return what the fit was given to take its training loader from: a module, a data module or a loader."""
+    loop: Any = trainer.fit_loop
+    all_others = loop.epoch_loop.val_loop._data_source.instance
+    # A data module gives every loader; a callback may have put another for training in its place.
+    return all_others if _is_a(all_others, {"LightningDataModule"}) else loop._data_source.instance
 
 
 def training_loader(source: Any) -> Any:
@@ -461,9 +464,11 @@ def training_loader(source: Any) -> Any:
 
 
 def train_on(trainer: Trainer, loader: Any) -> None:
-    """Let the rest of the fit train on another loader; call before an epoch's first batch."""
+    """Let the rest of the fit train on another loader; call as it is set up, or before an epoch's first batch."""
     loop: Any = trainer.fit_loop
     loop._data_source.instance = loader
+    if loop._combined_loader is None:  # the fit looks at its source later
+        return
     loop._combined_loader = None
     loop.setup_data()
     for flat in loop._combined_loader.flattened:

@@ -25,16 +25,19 @@ class NoisyLabelClassifier(LightningModule):
 
     The network's softmax is p(clean | x); the correction carries T, T[i, j] = p(noisy = j | clean = i), and turns the
     two into a loss on the noisy labels. Batches are ``(inputs, labels)`` or ``(inputs, labels, index)``, with the index
-    of each sample in the training data for the losses that keep state for it.
+    of each sample in the training data for the losses that keep state for it; or ``(inputs, labels, index, trusted)``,
+    where the loss of samples whose labels are known to be right is the base loss.
 
     Logged, once an epoch:
 
-    - ``train_loss``, ``val_loss``: the corrected loss on the noisy labels;
+    - ``train_loss``, ``val_loss``: the corrected loss on the noisy labels, and the base loss on trusted ones that train
+      along, which no other metric counts;
     - ``train_accuracy``, ``val_accuracy``: how often the network's *noisy* prediction, the largest entry of p T, is the
       noisy label. It needs no clean label, and a network that has learnt the clean classes is not punished for it;
     - ``train_memorised``, ``train_accuracy_ceiling``, ``train_loss_floor``, once there is a T of at most 1,000 classes:
       what share of the wrong labels the network has learnt by heart, and the accuracy and, of forward cross-entropy,
-      the loss of one that knows the clean classes (:class:`~noisylightning.metrics.Memorisation`);
+      the loss of one that knows the clean classes (:class:`~noisylightning.metrics.Memorisation`), the latter not where
+      trusted samples train along;
     - ``val_clean_accuracy``, ``val_clean_accuracy_low``, ``val_clean_accuracy_high``: the accuracy of the clean
       prediction on clean labels as it follows from the noisy ones, and its 95 % interval, once a T is known that is the
       same for every sample, see :func:`~noisylightning.functional.clean_accuracy`; before, it is NaN for callbacks;
@@ -139,11 +142,12 @@ class NoisyLabelClassifier(LightningModule):
         """Run the network on a batch, once, and tell beside its logits what a T of the sample is to know.
 
         Args:
-            batch: ``(inputs, labels)`` or ``(inputs, labels, index)``.
+            batch: ``(inputs, labels)``, ``(inputs, labels, index)`` or ``(inputs, labels, index, trusted)``.
 
         Returns:
-            The logits of the clean classes, ``(N, C)``; and by their names, as the correction takes them, ``index``,
-            where there is one, and ``features``, what goes into the backbone's last ``nn.Linear``, where T needs them.
+            The logits of the clean classes, ``(N, C)``; and by their names, as the correction takes them, ``index`` and
+            ``trusted``, where there are such, and ``features``, what goes into the backbone's last ``nn.Linear``, where
+            T needs them.
 
         Example:
             >>> model = NoisyLabelClassifier(nn.Linear(4, 3), num_classes=3)
@@ -151,8 +155,8 @@ class NoisyLabelClassifier(LightningModule):
             >>> logits.shape, of_samples
             (torch.Size([2, 3]), {})
         """
-        inputs, _, *index = batch
-        of_samples = {"index": index[0]} if index else {}
+        inputs, _, *rest = batch
+        of_samples = dict(zip(("index", "trusted"), rest, strict=False))
         if not self.correction.needs_features:
             return self(inputs), of_samples
         with record_features(self.backbone) as features:
@@ -265,7 +269,8 @@ class NoisyLabelClassifier(LightningModule):
         if memorisation.update_called:  # on every process or on none
             found = memorisation.compute()
             correction = self.correction
-            if not (isinstance(correction, ForwardCorrection) and correction.loss.is_cross_entropy):
+            with_trusted, self.train_metrics.with_trusted = self.train_metrics.with_trusted, False
+            if with_trusted or not (isinstance(correction, ForwardCorrection) and correction.loss.is_cross_entropy):
                 del found["loss_floor"]
             self.log_dict({f"train_{name}": value for name, value in found.items()}, sync_dist=True)
             memorisation.reset()

@@ -1,6 +1,6 @@
 """The fragments in configs/: any network, any noise and any method stack; a spanning set of the stacks is run.
 
-Of the 4,224 triples 614 are built: every network with every method, every network with every noise, and every
+Of the 4,356 triples 634 are built: every network with every method, every network with every noise, and every
 noise with every method. Pairs suffice, since noises, methods and bounds set no key in common, so that none can undo
 another: a triple's data module is that of its network and noise, its model and callbacks are those of its network and
 method. With NOISYLIGHTNING_EVERY_STACK=1 in the environment all of them are built.
@@ -39,7 +39,7 @@ import noisylightning.losses
 from noisylightning.cli import NoisyLightningCLI, main
 from noisylightning.cli.parser import Parser
 from noisylightning.data import IMDBDataModule
-from noisylightning.estimators import PartDependentEstimator
+from noisylightning.estimators import PartDependentEstimator, TrustedDataEstimator
 from noisylightning.transition import (
     LearntTransition,
     NoiseAdaptation,
@@ -222,7 +222,7 @@ def test_noises_methods_and_bounds_set_no_key_in_common():
     assert estimator == {"trainer.callbacks.estimator", "trainer.callbacks.rounds", "data.init_args.trusted"}
     assert noise == {"data.init_args.noise"}
     model = {"model.init_args.correction", "model.init_args.transition_lr"}
-    assert method == {*model, "trainer.callbacks+", "data.init_args.with_index"}
+    assert method == {*model, "trainer.callbacks+", "data.init_args.with_index", "data.init_args.trusted"}
     assert bounds == {"model.init_args.backbone"}
 
 
@@ -283,6 +283,7 @@ def merged(parsed):
         config.model.init_args.correction = deepcopy(on_digits.model.init_args.correction)
         config.model.init_args.transition_lr = on_digits.model.init_args.transition_lr
         config.data.init_args.with_index = on_digits.data.init_args.with_index
+        config.data.init_args.trusted = on_digits.data.init_args.trusted
         config.trainer.callbacks = [*config.trainer.callbacks, *deepcopy(on_digits.trainer.callbacks[callbacks:])]
         if noise is not None:
             config.data.init_args.noise = deepcopy(parsed("digits/mlp", f"noise/{noise}").data.init_args.noise)
@@ -327,6 +328,12 @@ def check_method(method: str, built) -> None:
         assert isinstance(built.model.correction.T, PartDependentTransition)
         assert callbacks[2:] == ["EstimateTransitionCallback"]
         assert isinstance(built.trainer.callbacks[2].estimator(3), PartDependentEstimator)
+    elif method == "gold_loss_correction":
+        assert correction == "ForwardCorrection"
+        assert callbacks[2:] == ["EstimateTransitionCallback"]
+        assert built.trainer.callbacks[2].train_on_trusted
+        assert isinstance(built.trainer.callbacks[2].estimator(3), TrustedDataEstimator)
+        assert built.data.trusted == 5
     elif source in ("known", "estimated"):
         assert correction == {"importance_reweighting": "ImportanceReweighting"}.get(
             family, f"{family.title()}Correction"
@@ -444,6 +451,7 @@ RUNS = [
     ("digits/mlp", "digits/bounded/mlp", "noise/symmetric_0.2", "methods/unhinged"),
     ("digits/mlp", "noise/symmetric_0.2", *TRAINING, "methods/importance_reweighting_estimated"),
     ("digits/mlp", "noise/symmetric_0.2", "methods/forward_estimated", "estimators/trusted"),
+    ("digits/mlp", "noise/symmetric_0.2", "training/mixup", "methods/gold_loss_correction"),
     ("labelme/mlp", "methods/forward_known"),
     ("mnist/mlp", "noise/asymmetric_0.6", "methods/forward_estimated"),
     ("mnist/mlp", "methods/early_learning_regularization"),
@@ -470,7 +478,7 @@ def test_a_spanning_set_is_run_for_two_epochs(fragments, data_folder, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(IMDBDataModule, "reviews_per_class", 8)
     data = fragments[0].split("/")[0]
-    estimated = fragments[-1].endswith("estimated") or fragments[-1].startswith("estimators/")
+    estimated = fragments[-1].endswith(("estimated", "gold_loss_correction")) or fragments[-1].startswith("estimators/")
     arguments = [
         *stack(*fragments),
         *where(fragments[0], data_folder),

@@ -238,6 +238,24 @@ def test_the_training_source_is_what_the_fit_was_given(tmp_path):
     assert all(map(operator.is_, seen, (data, loader, model)))
 
 
+def test_a_data_module_gives_every_loader_and_its_training_loader_may_be_replaced_at_setup(tmp_path):
+    sources, sizes = [], []
+
+    def replace(trainer, module, stage):
+        loop = trainer.fit_loop
+        sources.append(loop.epoch_loop.val_loop._data_source.instance)
+        assert loop._combined_loader is None
+        loop._data_source.instance = DataLoader(ToyData().val, batch_size=12)
+
+    look = Calls(setup=replace, on_train_start=lambda trainer, _: sizes.append(trainer.num_training_batches))
+    data = ToyData()
+    fit(tmp_path, look, data=data, max_epochs=1)
+    trainer(tmp_path, [look], 1).fit(uncorrected(), data.train_dataloader(), data.val_dataloader())
+    assert sources[0] is data
+    assert isinstance(sources[1], DataLoader)
+    assert sizes == [4, 4]  # and not six
+
+
 def test_the_data_may_become_what_the_fit_was_given_again(tmp_path):
     sizes = []
 

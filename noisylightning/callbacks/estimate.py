@@ -67,6 +67,9 @@ class EstimateTransitionCallback(RunPhases):
         rounds: How often T-hat is put into the loss of such networks and refined by them; by default as often as the
             estimator asks for.
         round_epochs: Epochs of a round; by default a fifth of stage one's.
+        train_on_trusted: Whether stage two trains on the data module's trusted samples too, with the base loss, while
+            that of the others is corrected (gold loss correction: Hendrycks et al., NeurIPS 2018). It then begins with
+            an epoch.
 
     Attributes:
         stage: 1 or 2.
@@ -101,6 +104,7 @@ class EstimateTransitionCallback(RunPhases):
         folds: int | None = None,
         rounds: int | None = None,
         round_epochs: int | None = None,
+        train_on_trusted: bool = False,
     ) -> None:
         if not (correction is None or isinstance(correction, Correction)):
             raise BadType(
@@ -110,7 +114,7 @@ class EstimateTransitionCallback(RunPhases):
         self._estimation = EstimationPhase(estimator, predict, feature_layer, plan)
         noisy_labels = NoisyLabelsPhase(stage_one_epochs, stage_one_steps, patience, estimate_from, monitor, mode)
         parts = FoldsPhase(plan, predict), self._estimation, RefinementPhase(plan, predict)
-        super().__init__([noisy_labels, *parts, CorrectionPhase(reinit)])
+        super().__init__([noisy_labels, *parts, CorrectionPhase(reinit, train_on_trusted)])
         self.stage_one_epochs = stage_one_epochs
         self.stage_one_steps = stage_one_steps
         self.patience = patience
@@ -126,6 +130,7 @@ class EstimateTransitionCallback(RunPhases):
         self.folds = folds
         self.rounds = rounds
         self.round_epochs = round_epochs
+        self.train_on_trusted = train_on_trusted
         self._criterion_called: Callable[[], bool] | None = None  # of a module that got its correction from here
 
     @property

@@ -13,7 +13,7 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue
 from noisylightning.functional.memorisation import accuracy_ceiling
 from noisylightning.internals import callbacks
-from noisylightning.phases import RunPhases, TrustedPhase
+from noisylightning.phases import RunPhases, TrustedPhase, trusted_in
 from noisylightning.transition import Transition, as_transition
 
 
@@ -90,7 +90,9 @@ class MemorisationStopping(EarlyStopping):
         transition = self._known(trainer, pl_module)
         if transition is None:
             return
-        labels = batch[1].argmax(dim=1) if batch[1].is_floating_point() else batch[1].flatten()
+        trusted = trusted_in(batch)
+        labels = batch[1] if trusted is None else batch[1][~trusted]
+        labels = labels.argmax(dim=1) if labels.is_floating_point() else labels.flatten()
         labels = labels[(labels >= 0) & (labels < transition.num_classes)]
         counts = labels.bincount(minlength=transition.num_classes)
         self._counts = counts if self._counts is None else self._counts + counts

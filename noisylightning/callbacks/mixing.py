@@ -13,9 +13,9 @@ from torch import Tensor
 
 from noisylightning.callbacks.memorisation import MemorisationStopping, correction_of
 from noisylightning.errors import BadType, BadValue
-from noisylightning.functional.mixing import cutmix, cutmix_box, mix_labels, mixup
+from noisylightning.functional.mixing import cutmix, cutmix_box, mix_labels, mixup, pair_alike
 from noisylightning.internals import before_training_steps, callbacks
-from noisylightning.phases import Fit, Memory, RunPhases
+from noisylightning.phases import Fit, Memory, RunPhases, trusted_in
 from noisylightning.phases.identity import require_same_arguments
 
 # torchvision.transforms.v2 has both, but draws from the global random state, takes images alone, which features are
@@ -146,6 +146,9 @@ class Mixing(Callback):
         # Each process pairs the samples that it has.
         own_draws = np.random.default_rng([*place, 1, trainer.global_rank])
         partners = torch.from_numpy(own_draws.permutation(len(inputs))).to(inputs.device)
+        trusted = trusted_in(batch)
+        if trusted is not None:
+            partners = pair_alike(partners, trusted)
         mixed, share = self.mix(inputs, partners, draws.beta(self.alpha, self.alpha), draws)
         labels = mix_labels(labels, partners, share, self._num_classes)
         self._rehearsed = True

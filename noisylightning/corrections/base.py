@@ -15,11 +15,13 @@ from noisylightning.functional.forward import noisy_log_posterior
 from noisylightning.losses import CrossEntropy, Loss
 from noisylightning.transition import (
     DenseTransition,
+    IdentityForTrusted,
     SparseTransition,
     Transition,
     as_transition,
     validate_transition,
 )
+from noisylightning.transition.trusted import check_trusted
 
 
 class Correction(nn.Module):
@@ -174,9 +176,16 @@ class Correction(nn.Module):
             )
         return transition
 
-    def transition_at(self, features: Tensor | None, index: Tensor | None) -> Transition:
+    def transition_at(self, features: Tensor | None, index: Tensor | None, trusted: Tensor | None = None) -> Transition:
         """The T of these samples; arguments as in :meth:`forward`."""
         transition = self.known_transition()
+        if trusted is not None and not transition.is_identity and bool(trusted.any()):
+            of_batch = IdentityForTrusted(transition, trusted)
+            others = of_batch.index_of_others
+            if not len(others) or transition.is_class_conditional:
+                return of_batch
+            of_others = (None if given is None else given.index_select(0, others) for given in (features, index))
+            return IdentityForTrusted(self.transition_at(*of_others), trusted)
         if transition.needs_features and features is None:
             raise NotReady(
                 f"{type(transition).__name__} depends on the sample, so the correction needs its features: call "
@@ -185,22 +194,32 @@ class Correction(nn.Module):
         return transition.at(features, index)
 
     def noisy_log_posterior(
-        self, logits: Tensor, index: Tensor | None = None, features: Tensor | None = None
+        self,
+        logits: Tensor,
+        index: Tensor | None = None,
+        features: Tensor | None = None,
+        trusted: Tensor | None = None,
     ) -> Tensor:
-        """``log p T``: what the network says about the *noisy* label.
+        """``log p T``: what the network says about the *noisy* label; ``log p`` of a trusted sample.
 
         Args:
             logits: Scores, shape ``(N, C, d1, ...)``.
             index: As in :meth:`forward`.
             features: As in :meth:`forward`.
+            trusted: As in :meth:`forward`.
 
         Returns:
             Shape ``(N, C, d1, ...)``.
         """
-        return noisy_log_posterior(logits, self.transition_at(features, index))
+        return noisy_log_posterior(logits, self.transition_at(features, index, trusted))
 
     def forward(
-        self, logits: Tensor, target: Tensor, index: Tensor | None = None, features: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        index: Tensor | None = None,
+        features: Tensor | None = None,
+        trusted: Tensor | None = None,
     ) -> Tensor:
         """The corrected loss.
 
@@ -209,6 +228,9 @@ class Correction(nn.Module):
             target: Noisy labels: class indices ``()`` or ``(N, d1, ...)``, or probabilities shaped as ``logits``.
             index: Positions of the samples in the data set, shape ``()`` or ``(N,)``: for a base loss or a T that asks.
             features: What the network knows of each sample, shape ``(D,)`` or ``(N, D)``: for a T that asks.
+            trusted: Samples whose labels are known to be right, bool of shape ``()`` or ``(N,)``: their loss is the one
+                with the identity in T's place, which is the base loss. A batch without any has the loss that it has
+                where this is left out, to the last bit.
 
         Returns:
             A scalar, or one value per target for ``reduction="none"``. In training mode a T that learns adds its
@@ -222,12 +244,15 @@ class Correction(nn.Module):
         if logits.ndim == 1:
             check_inputs(logits, target)
             index = None if index is None else index.reshape(-1)
+            trusted = None if trusted is None else trusted.reshape(-1)
             return self.forward(
-                logits[None], target[None], index, None if features is None else features[None]
+                logits[None], target[None], index, None if features is None else features[None], trusted
             ).reshape(())
         loss = self.loss
         labels, mask = loss.check_and_mask(logits, target)
-        transition = self.transition_at(features, index)
+        if trusted is not None:
+            check_trusted(trusted, len(logits))
+        transition = self.transition_at(features, index, trusted)
         transition.check_logits(logits)
         extra = (index,) if loss.needs_index and index is not None else ()
         if self.is_base_loss(transition):

@@ -51,13 +51,22 @@ class NoCorrection(Correction):
         raise BadType("NoCorrection uses no T: choose ForwardCorrection or another correction.")
 
     def noisy_log_posterior(
-        self, logits: Tensor, index: Tensor | None = None, features: Tensor | None = None
+        self,
+        logits: Tensor,
+        index: Tensor | None = None,
+        features: Tensor | None = None,
+        trusted: Tensor | None = None,
     ) -> Tensor:
         """``log p``: without a T the network speaks about noisy labels directly."""
         return log_softmax(logits)
 
     def forward(
-        self, logits: Tensor, target: Tensor, index: Tensor | None = None, features: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        index: Tensor | None = None,
+        features: Tensor | None = None,
+        trusted: Tensor | None = None,
     ) -> Tensor:
         """The base loss; arguments as in :meth:`Correction.forward`."""
         return self.loss(logits, target, *((index,) if self.loss.needs_index and index is not None else ()))

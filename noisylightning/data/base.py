@@ -18,7 +18,15 @@ from noisylightning.data.noise import AsymmetricNoise, LabelNoise, TransitionNoi
 from noisylightning.data.noisy_labels import NoisyLabels
 from noisylightning.data.relabel import Relabel, TrainingLabels
 from noisylightning.data.trusted import choose_trusted
-from noisylightning.data.view import Augmentation, EpochSampler, Inputs, LabelledView, ShareSampler, Transform
+from noisylightning.data.view import (
+    Augmentation,
+    EpochSampler,
+    Inputs,
+    JointView,
+    LabelledView,
+    ShareSampler,
+    Transform,
+)
 from noisylightning.errors import BadValue, NoSuchFile, NotReady
 from noisylightning.transition import from_flips
 
@@ -33,7 +41,8 @@ class NoisyDataModule(CheckpointedDataModule):
     The labels are corrupted once, those of training and validation together; the test set never passes through here.
     What is read off the training data (names of classes, the scaling of a table, a vocabulary) is saved with every
     checkpoint, so that to test and to predict needs no training data, see :meth:`from_checkpoint`.
-    Batches are ``(inputs, labels)``, or ``(inputs, labels, index)`` with the sample's place in :meth:`load_train`.
+    Batches are ``(inputs, labels)``, or ``(inputs, labels, index)`` with the sample's place in :meth:`load_train`;
+    those of :meth:`joint_dataloader` also tell which samples are trusted.
 
     Args:
         noise: What corrupts the labels. None takes them as they are.
@@ -467,6 +476,17 @@ class NoisyDataModule(CheckpointedDataModule):
         """Trusted samples with their right labels, augmented, in an order set by seed and epoch."""
         return self._shuffled(self._trusted_view(self.augmentation))
 
+    def joint_dataloader(self) -> DataLoader[Any]:
+        """The samples of :meth:`train_dataloader` and of :meth:`trusted_train_dataloader` in one epoch, shuffled.
+
+        Batches are ``(inputs, labels, index, trusted)``: the places of the samples in :meth:`load_train`, those of
+        :meth:`load_trusted` after it; and whether each is trusted, so that its label is right.
+        """
+        noisy, trusted = self.train_dataloader().dataset, self.trusted_train_dataloader().dataset
+        assert isinstance(noisy, LabelledView)
+        assert isinstance(trusted, LabelledView)
+        return self._shuffled(JointView(noisy, trusted, apart=self._trusted is not None))
+
     def _noisy_view(self, index: Tensor, augmentation: Augmentation | None = None) -> LabelledView:
         self._train = self._on_device(self._train)
         return self._view(self._train[0], self._given_labels, index, augmentation)
@@ -509,7 +529,7 @@ class NoisyDataModule(CheckpointedDataModule):
     ) -> LabelledView:
         return LabelledView(inputs, labels, index, self.transform, augmentation, self.seed, self.with_index)
 
-    def _shuffled(self, view: LabelledView) -> DataLoader[Any]:
+    def _shuffled(self, view: LabelledView | JointView) -> DataLoader[Any]:
         trainer = self.trainer
         if trainer is None:
             return self._loader(view, EpochSampler(view, self.seed))
@@ -524,8 +544,10 @@ class NoisyDataModule(CheckpointedDataModule):
             return self._loader(view)
         return self._loader(view, ShareSampler(view, num_replicas=trainer.world_size, rank=trainer.global_rank))
 
-    def _loader(self, view: LabelledView, sampler: EpochSampler | ShareSampler | None = None) -> DataLoader[Any]:
-        in_memory = isinstance(view.inputs, Tensor)
+    def _loader(
+        self, view: LabelledView | JointView, sampler: EpochSampler | ShareSampler | None = None
+    ) -> DataLoader[Any]:
+        in_memory = view.in_memory
         if in_memory:  # Lightning would advise workers, which only slow such data down
             warnings.filterwarnings("ignore", ".*does not have many workers which may be a bottleneck.*")
         return DataLoader(

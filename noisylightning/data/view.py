@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
@@ -16,7 +17,7 @@ from noisylightning.errors import BadValue
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 """From a batch as stored to a batch as the network takes it, for example ``Normalize``."""
 
-Batch: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+Batch: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Augmentation(Protocol):
@@ -86,6 +87,11 @@ class LabelledView(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether inputs are held in memory, so that reading them needs no workers."""
+        return isinstance(self.inputs, Tensor)
 
     def _draws(self, num_draws: int) -> Tensor:
         """All samples' draws of this epoch, of shape ``(N, num_draws)``."""
@@ -159,6 +165,93 @@ class ViewsAtRandom(LabelledView):
         return self._read(chosen * len(self.labels) + index)
 
 
+class JointView(Dataset[Any]):
+    """Samples with noisy labels, and after them trusted ones, whose labels are right; batches tell which are which.
+
+    A batch is ``(inputs, labels, index, trusted)``: the places of the samples in the training data, and whether each is
+    trusted, bool of shape (B,). If labels of one kind are probabilities, those of the other become such.
+
+    Args:
+        noisy: The samples with noisy labels.
+        trusted: The trusted ones.
+        apart: Whether these are no part of the data that the others are of: their places are then those after it.
+
+    Raises:
+        ValueError: At a batch, if inputs of the one kind are of another shape than those of the other.
+
+    Example:
+        >>> inputs, noisy_labels, labels = torch.arange(4.0), torch.tensor([1, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
+        >>> noisy = LabelledView(inputs, noisy_labels, index=torch.tensor([0, 1, 3]))
+        >>> view = JointView(noisy, LabelledView(inputs, labels, index=torch.tensor([2])))
+        >>> view.__getitems__([3, 0])
+        (tensor([2., 0.]), tensor([1, 1]), tensor([2, 0]), tensor([ True, False]))
+    """
+
+    def __init__(self, noisy: LabelledView, trusted: LabelledView, apart: bool = False) -> None:
+        self.noisy = noisy
+        self.trusted = trusted
+        self.first = len(noisy.labels) if apart else 0
+
+    def __len__(self) -> int:
+        return len(self.noisy) + len(self.trusted)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all inputs are held in memory."""
+        return self.noisy.in_memory and self.trusted.in_memory
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that augmentations are drawn for; the sampler keeps it."""
+        return self.noisy.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.noisy.epoch = self.trusted.epoch = epoch
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        num_noisy = len(self.noisy)
+        noisy = [position for position in positions if position < num_noisy]
+        trusted = [position - num_noisy for position in positions if position >= num_noisy]
+        parts: list[tuple[Tensor, ...]] = [
+            (*view.__getitems__(of_view)[:2], view.index.index_select(0, _on(view.index, of_view)) + first)
+            for view, of_view, first in ((self.noisy, noisy, 0), (self.trusted, trusted, self.first))
+            if of_view
+        ]
+        if len(parts) == 2:
+            parts = self._alike(*parts)
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        where = [position >= num_noisy for position in positions]
+        flags = torch.tensor(where, device=columns[1].device)
+        if len(parts) == 2:
+            back = flags.byte().argsort(stable=True).argsort()
+            columns = [column.index_select(0, back) for column in columns]
+        inputs, labels, index = columns
+        return inputs, labels, index, flags
+
+    def _alike(self, noisy: tuple[Tensor, ...], trusted: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        if noisy[0].shape[1:] != trusted[0].shape[1:]:
+            raise BadValue(
+                f"Training samples are of shape {tuple(noisy[0].shape[1:])}, trusted ones of"
+                f" {tuple(trusted[0].shape[1:])}, so that no batch holds both: give trusted ones of the same form."
+            )
+        soft = next((part[1] for part in (noisy, trusted) if part[1].is_floating_point()), None)
+        if soft is None:
+            return [noisy, trusted]
+        return [
+            (part[0], part[1] if part[1].is_floating_point() else F.one_hot(part[1], soft.shape[1]).to(soft), part[2])
+            for part in (noisy, trusted)
+        ]
+
+    def __getitem__(self, position: int) -> Batch:
+        inputs, labels, index, trusted = self.__getitems__([range(len(self))[position]])  # type: ignore[misc]
+        return inputs[0], labels[0], index[0], trusted[0]
+
+
+def _on(index: Tensor, positions: list[int]) -> Tensor:
+    return torch.tensor(positions, dtype=torch.int64, device=index.device)
+
+
 class EpochSampler(DistributedSampler[Any]):
     """Shuffles by seed and epoch alone, so that a resumed run reads the same order as one that never stopped.
 
@@ -180,7 +273,7 @@ class EpochSampler(DistributedSampler[Any]):
         ([2, 0, 3, 1], [2, 0, 3, 1], 2)
     """
 
-    def __init__(self, view: LabelledView, seed: int, num_replicas: int = 1, rank: int = 0) -> None:
+    def __init__(self, view: LabelledView | JointView, seed: int, num_replicas: int = 1, rank: int = 0) -> None:
         super().__init__(view, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.view = view
 

@@ -52,7 +52,7 @@ from noisylightning.functional.memorisation import (
     memorised_share,
     wrong_label_probability,
 )
-from noisylightning.functional.mixing import cutmix, cutmix_box, mix_labels, mixup
+from noisylightning.functional.mixing import cutmix, cutmix_box, mix_labels, mixup, pair_alike
 from noisylightning.functional.names import (
     clean_priors,
     decide_names,
@@ -126,6 +126,7 @@ __all__ = [
     "noisy_log_likelihood",
     "noisy_log_posterior",
     "normalized_cross_entropy",
+    "pair_alike",
     "pick",
     "prediction_powered_accuracy",
     "prediction_powered_mean",

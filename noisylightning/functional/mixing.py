@@ -87,6 +87,25 @@ def cutmix_box(
     return (top, bottom, left, right), 1 - (bottom - top) * (right - left) / (height * width)
 
 
+def pair_alike(partners: Tensor, trusted: Tensor) -> Tensor:
+    """Partners of their own kind, trusted or not: a mixture of both kinds is neither, and has no loss.
+
+    Args:
+        partners: Place of each sample's partner in the batch, a permutation, int64, shape ``(N,)``.
+        trusted: Which samples are trusted, bool, shape ``(N,)``.
+
+    Returns:
+        A permutation within each kind: the kind's places in the order that they have in ``partners``, shape ``(N,)``.
+
+    Example:
+        >>> pair_alike(torch.tensor([3, 1, 0, 2]), trusted=torch.tensor([False, True, False, True]))
+        tensor([0, 3, 2, 1])
+    """
+    places = trusted.byte().argsort(stable=True)
+    ordered = partners[trusted[partners].byte().argsort(stable=True)]
+    return torch.empty_like(partners).index_copy_(0, places, ordered)
+
+
 def mix_labels(labels: Tensor, partners: Tensor, share: float, num_classes: int) -> Tensor:
     """Labels of mixed samples: each sample's own with weight ``share``, its partner's with the rest.
 

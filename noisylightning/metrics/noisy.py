@@ -17,6 +17,8 @@ _MOST_CLASSES = 1000  # beyond which the shares of the classes, solved for by T 
 class NoisyMetrics(nn.Module):
     """Loss and accuracy on noisy labels over an epoch, and what T makes of them.
 
+    Of samples that are known to be trusted only the loss is measured.
+
     Steps only put their outputs aside, and a few of them are measured at once: on a small network measuring each by
     itself would cost a third of the step.
 
@@ -24,6 +26,9 @@ class NoisyMetrics(nn.Module):
         correction: How T enters the loss.
         memorisation: What counts the wrong labels that are learnt by heart, where that is asked for.
         counts: What counts (noisy label, predicted clean class), see :func:`pair_counts`.
+
+    Attributes:
+        with_trusted: Whether batches told which samples are trusted, since it was last set to False.
     """
 
     ENOUGH = 2**17  # logits put aside before they are measured
@@ -42,11 +47,15 @@ class NoisyMetrics(nn.Module):
         self._correction = (correction,)  # in a tuple, so that it is no part of the metrics
         self._aside: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
         self._numel = 0
+        self.with_trusted = False
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor, of_samples: dict[str, Tensor]) -> None:
         """Put a batch's mean loss, logits, labels, and what a T of the sample asks for, aside."""
-        if self._aside and self._aside[-1][2].dtype != labels.dtype:  # class indices do not go with soft labels
-            self.measure()
+        if self._aside:
+            _, _, others, of_others = self._aside[-1]
+            # class indices do not go with soft labels
+            if others.dtype != labels.dtype or of_others.keys() != of_samples.keys():
+                self.measure()
         of_samples = {name: value.detach() for name, value in of_samples.items()}
         self._aside.append((loss.detach(), logits.detach(), labels, of_samples))
         self._numel += logits.numel()
@@ -64,6 +73,11 @@ class NoisyMetrics(nn.Module):
             self.loss.update(torch.stack(losses).repeat_interleave(sizes))
             whole = {name: torch.cat([batch[name] for batch in of_samples]) for name in of_samples[0]}
             scores, given = torch.cat(logits), torch.cat(labels)
+            if "trusted" in whole:
+                self.with_trusted = True
+                noisy = ~whole.pop("trusted")
+                scores, given = scores[noisy], given[noisy]
+                whole = {name: value[noisy] for name, value in whole.items()}
             # of soft labels the most probable one
             observed = given.argmax(dim=1) if given.is_floating_point() else given
             correct = correction.noisy_log_posterior(scores, **whole).argmax(dim=1) == observed

@@ -9,6 +9,7 @@ from noisylightning.phases.engine import RunPhases, began_untrained
 from noisylightning.phases.estimation import EstimationPhase
 from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.held_out import HeldOutPhase, held_out_predictions
+from noisylightning.phases.joint import trusted_in
 from noisylightning.phases.noisy_labels import NoisyLabelsPhase
 from noisylightning.phases.refinement import RefinementPhase
 from noisylightning.phases.trusted import TrustedPhase
@@ -30,4 +31,5 @@ __all__ = [
     "TrustedPhase",
     "began_untrained",
     "held_out_predictions",
+    "trusted_in",
 ]

@@ -216,7 +216,7 @@ class RunPhases(Callback):
             return self._index + 1
         if running is None or not (self._waiting or running.repeats(fit)) or not running.is_over(fit):
             return None
-        if fit.within_epoch and self._waiting and self._waiting[0].needs_whole_epochs(fit):
+        if fit.within_epoch and any(phase.needs_whole_epochs(fit) for phase in self._waiting):
             return None
         running.end(fit)
         if running.repeats(fit):
@@ -271,6 +271,17 @@ def _latest(trainer: Trainer) -> RunPhases | None:
     """Return the engine whose phase began last; None in plain training, until the first phase begins."""
     running = [engine for engine in _engines(trainer) if engine.phase is not None]
     return max(running, key=lambda engine: engine._epoch, default=None)
+
+
+def is_latest(trainer: Trainer, phase: Phase) -> bool:
+    """Tell whether a phase is, of those that run in a trainer's callbacks, the one that began last.
+
+    Args:
+        trainer: The trainer, within a fit.
+        phase: A phase that runs.
+    """
+    last = _latest(trainer)
+    return last is not None and last.phase is phase
 
 
 def began_untrained(trainer: Trainer) -> int | None:

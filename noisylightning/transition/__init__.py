@@ -35,6 +35,7 @@ from noisylightning.transition.low_rank import LowRankTransition
 from noisylightning.transition.part_dependent import PartDependentTransition
 from noisylightning.transition.sparse import BlockDiagonalTransition, SparseTransition
 from noisylightning.transition.structured import StructuredTransition
+from noisylightning.transition.trusted import IdentityForTrusted
 
 __all__ = [
     "CIFAR10_FLIPS",
@@ -43,6 +44,7 @@ __all__ = [
     "BlockDiagonalTransition",
     "DenseTransition",
     "GroupedTransition",
+    "IdentityForTrusted",
     "LearntTransition",
     "LowRankTransition",
     "NoiseAdaptation",
