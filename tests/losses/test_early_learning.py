@@ -165,7 +165,11 @@ INDEX = torch.tensor([0, 1])
 @pytest.mark.parametrize(
     ("index", "error", "message"),
     [
-        (torch.tensor([0, SAMPLES]), ValueError, "^index holds 12 but early-learning regularization knows 12 training samples, 0 to 11: set num_samples"),
+        (
+            torch.tensor([0, SAMPLES]),
+            ValueError,
+            "^index holds 12 but early-learning regularization knows 12 training samples, 0 to 11: set num_samples",
+        ),
         (torch.tensor([-1, 0]), ValueError, "^index holds -1 but early-learning regularization knows 12"),
         (torch.tensor([0]), ValueError, r"^index has shape \(1,\) but there are 2 samples"),
         (torch.tensor([0.0, 1.0]), TypeError, "^index must be int64, got torch.float32"),
