@@ -86,7 +86,7 @@ def main() -> None:
     before = json.loads((RESULTS / "transition.json").read_text())
     runs = []
     for found in before["runs"]:
-        if RESOLVED.get(found["noise"]) == found["method"]:
+        if RESOLVED.get(found["noise"]) == found["method"] and "transition" in found:
             runs.append(run(found, before["epochs_a_stage"], arguments.data_dir))
             print(runs[-1], flush=True)
     write_json(arguments.output, {"environment": environment(), "epochs": before["epochs_a_stage"], "runs": runs})

@@ -1,6 +1,6 @@
 """Measure the test that noise depends on the class alone: how often it alarms falsely, and when it should.
 
-    python benchmarks/verdict.py --data-dir DATA [--features FEATURES.npz]
+    python benchmarks/verdict.py --data-dir DATA [--features FOLDER]
 
 For each noise, networks are trained on the frozen inputs as a fit with refinement does it: two, each on one half, with
 T in a forward-corrected loss, from whose predictions of the other half T-hat is made by expectation maximisation; and
@@ -8,9 +8,9 @@ one on all training samples, with that T-hat, whose predictions and features of 
 Where noise depends on the class alone, labels are drawn anew 200 times, those of the training half for T-hat as well as
 the held-out ones, networks staying as they are; where it does not, in as many seeds as are asked for, all is done anew.
 
-The inputs are MNIST's, and, with ``--features``, features of CIFAR-10's training images in the arrays x and y, for
-which ``cifar10n.npz`` in the data folder has the labels people gave. Writes ``benchmarks/results/verdict.json`` after
-each row, and ``verdict.md``; rows that are in the file are not run again.
+The inputs are MNIST's, and, with ``--features``, those of the folder that ``noisylightning features --data
+CIFAR10NDataModule`` has left, for which ``cifar10n.npz`` in the data folder has the labels people gave. Writes
+``benchmarks/results/verdict.json`` after each row, and ``verdict.md``; rows that are in the file are not run again.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 from common import environment, write_json, write_table
 from torch import Tensor, nn
 
-from noisylightning.data import InstanceDependentNoise, MNISTDataModule
+from noisylightning.data import FeaturesDataModule, InstanceDependentNoise, MNISTDataModule
 from noisylightning.functional import forward_cross_entropy
 from noisylightning.functional.class_conditional import class_conditional_test
 from noisylightning.functional.expectation_maximization import expected_counts, maximize
@@ -158,7 +158,7 @@ def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("NOISYLIGHTNING_DATA", "data")))
-    parser.add_argument("--features", type=Path, help="features of CIFAR-10's training images, arrays x and y")
+    parser.add_argument("--features", type=Path, help="folder of features of CIFAR-10's images")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "verdict.json")
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=5)
@@ -204,8 +204,8 @@ def mnist(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, dict[str, Tens
 
 def cifar(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Read the features, on their 256 first principal axes, and the labels people gave."""
-    with np.load(arguments.features, allow_pickle=False) as file:
-        features, clean = torch.from_numpy(file["x"]).float(), torch.from_numpy(file["y"]).long()
+    inputs, labels = FeaturesDataModule(arguments.features).load_train()
+    features, clean = inputs.float(), labels.long()
     centred = features - features.mean(dim=0)
     reduced = centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -256:]
     with np.load(arguments.data_dir / "cifar10n.npz", allow_pickle=False) as file:
