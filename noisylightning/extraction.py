@@ -6,8 +6,9 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -17,6 +18,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
+from noisylightning.allocator import kept_for_reuse
 from noisylightning.atomic import written_whole
 from noisylightning.data.base import NoisyDataModule
 from noisylightning.data.crowd import CrowdDataModule
@@ -234,7 +236,7 @@ def _encode(
     shows_bar = progress and sys.stderr.isatty()
     saved = told = time.monotonic()
     bar = tqdm(total=source.rows, initial=done, desc=f"Features of {part}", disable=not shows_bar, leave=False)
-    with bar:
+    with bar, kept_for_reuse():
         for features in _features(source, done, replicas, batch_size, num_workers):
             folder.write(part, features)
             bar.update(len(features))
@@ -257,6 +259,8 @@ def _features(
         free.put(replica)
     num_readers = num_workers or min(os.cpu_count() or 1, 8)
     readers, runners = ThreadPoolExecutor(num_readers), ThreadPoolExecutor(len(replicas))
+    # What the main thread frees can be kept for reuse.
+    alone = len(replicas) == 1 and all(parameter.is_cpu for parameter in replicas[0].parameters())
 
     def encode(read: Future[Any]) -> Tensor:
         replica = free.get()
@@ -267,14 +271,15 @@ def _features(
         finally:
             free.put(replica)
 
-    waiting: deque[Future[Tensor]] = deque()
+    waiting: deque[Callable[[], Tensor]] = deque()
     try:
         for begin, end in source.batches(done, batch_size * (_BATCHES_OF_TEXTS if source.holds_texts else 1)):
-            waiting.append(runners.submit(encode, readers.submit(source.read, begin, end)))
+            read = readers.submit(source.read, begin, end)
+            waiting.append(partial(encode, read) if alone else runners.submit(encode, read).result)
             if len(waiting) > num_readers + len(replicas):
-                yield waiting.popleft().result()
+                yield waiting.popleft()()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()()
     finally:  # an error, or an interrupt, waits for no other batch
         for pool in (runners, readers):
             pool.shutdown(cancel_futures=True)
