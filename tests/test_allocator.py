@@ -23,9 +23,16 @@ class Library(SimpleNamespace):
 def test_the_usual_comes_back_even_after_a_fault(monkeypatch):
     library = Library()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
-    with pytest.raises(RuntimeError, match="fault"), kept_for_reuse():
-        assert dict(library.asked)[-4] == 0  # no buffer of its own mapping
-        raise RuntimeError("fault")
+    during = []
+
+    def fault():
+        with kept_for_reuse():
+            during.extend(library.asked)
+            raise RuntimeError("fault")
+
+    with pytest.raises(RuntimeError, match="fault"):
+        fault()
+    assert dict(during)[-4] == 0  # no buffer of its own mapping
     assert dict(library.asked[:-1])[-4] == 65536
     assert library.asked[-1] == (0,)
 
