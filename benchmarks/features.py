@@ -3,7 +3,7 @@
     noisylightning features --data CIFAR10NDataModule --encoder efficientnet_lite0 --size 128 --output cifar10n
     python benchmarks/features.py --features cifar10n
     noisylightning features --data IMDBDataModule --encoder minilm --output imdb
-    python benchmarks/features.py --features imdb --batch-size 128
+    python benchmarks/features.py --features imdb --batch-size 128 --rates 1e-3 1e-2
 
 (both with ``--precision bf16`` for the committed results). A linear head and AdamW. Learning rate and weight decay are
 chosen for each line by the same search, on the noisy validation accuracy of the first seed; weights by that of every
@@ -70,7 +70,7 @@ LOSSES: dict[str, Callable[[], losses.Loss]] = {
 }
 ESTIMATES = ("clusterability", "anchors", "default", "measured T")
 METHODS = (*LOSSES, "ELR", *(f"forward, {name}" for name in ESTIMATES))
-OPTIONS = {"lr": [3e-4, 1e-3], "weight_decay": [0.1, 3.0]}
+DECAYS = [0.1, 3.0]
 AUDITED = "forward, default"
 FOLDS = 5  # of cleanlab's posteriors
 BINARY = ("asymmetric 0.2", "asymmetric 0.4")  # noises of two classes
@@ -138,7 +138,7 @@ def trainer_of(folder: str, epochs: int, callbacks: list[Callback]) -> Trainer:
     )
 
 
-def estimates(data: FeaturesDataModule, seed: int, epochs: int) -> dict[str, Tensor]:
+def estimates(data: FeaturesDataModule, seed: int, epochs: int, rate: float) -> dict[str, Tensor]:
     """Estimate T in every way; an estimator may refuse."""
     data.setup("fit")
     assert data.transition is not None
@@ -157,7 +157,7 @@ def estimates(data: FeaturesDataModule, seed: int, epochs: int) -> dict[str, Ten
             rounds = {"round_epochs": epochs // 2} if name == "default" else {}
             with tempfile.TemporaryDirectory() as folder:
                 seed_everything(seed, verbose=False)
-                model = model_of(data, nl.ForwardCorrection(), lr=OPTIONS["lr"][0], weight_decay=0.1)
+                model = model_of(data, nl.ForwardCorrection(), lr=rate, weight_decay=DECAYS[0])
                 callback = nl.EstimateTransitionCallback(epochs, estimator=make, **rounds)
                 trainer_of(folder, epochs + 1, [callback, ModelCheckpoint(folder, monitor="val_loss")]).fit(model, data)
                 assert callback.transition is not None
@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 1.0], help="of Mixup; 0 is without it")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3], help="learning rates that are tried")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="the .json")
     arguments = parser.parse_args()
@@ -226,10 +227,11 @@ def main() -> None:
     manifest = FeaturesDataModule(arguments.features).manifest
     drawn = [name for name in NOISES if len(manifest.class_names) > 2 or name in BINARY]
     sets = arguments.labels or [*manifest.noisy_labels, *drawn]
+    options_tried = {"lr": arguments.rates, "weight_decay": DECAYS}
     settings = {
         "epochs": arguments.epochs,
         "batch_size": arguments.batch_size,
-        "options": OPTIONS,
+        "options": options_tried,
         "encoder": manifest.encoder,
         "transform": manifest.transform,
     }
@@ -251,7 +253,7 @@ def main() -> None:
                 continue
             name = method.removeprefix("forward, ")
             if name != method and not transitions:
-                transitions = estimates(data, seed, arguments.epochs)
+                transitions = estimates(data, seed, arguments.epochs, arguments.rates[0])
             if name != method and name not in transitions:
                 continue  # it has refused, and said why
             mixes = functools.partial(_mixes, alpha, seed)
@@ -262,7 +264,7 @@ def main() -> None:
                     lambda make=make, method=method, known=transitions, data=data, **options: make(
                         correction_of(method, known, data), **options
                     ),
-                    data, OPTIONS, arguments.epochs, mixes, monitor="val_accuracy", devices=1,
+                    data, options_tried, arguments.epochs, mixes, monitor="val_accuracy", devices=1,
                 )  # fmt: skip
                 options = tuned.best.options
             else:
