@@ -44,6 +44,7 @@ from noisylightning import losses
 from noisylightning.audit import audit_with_trainer
 from noisylightning.data import FeaturesDataModule
 from noisylightning.functional import clusterability as of_neighbours
+from noisylightning.functional import neighbours
 from noisylightning.models import MLP
 from noisylightning.phases import held_out_predictions
 from noisylightning.predictions import Predictions
@@ -79,7 +80,7 @@ RANKINGS = ("audit", "cleanlab, self_confidence", "cleanlab, normalized_margin")
 
 def seek_once() -> None:
     """Seek the neighbours of the same features once for all labels and seeds: they do not depend on these."""
-    seek, found = of_neighbours.nearest_neighbours, dict[bytes, Tensor]()
+    seek, found = neighbours.nearest_neighbours, dict[bytes, Tensor]()
 
     def remembered(features: Tensor, num: int, *of_search: Any) -> Tensor:
         key = hashlib.blake2b(f"{num} {features.dtype} {features.shape}".encode())
@@ -89,7 +90,7 @@ def seek_once() -> None:
             found[key.digest()] = seek(features, num, *of_search)
         return found[key.digest()]
 
-    of_neighbours.nearest_neighbours = remembered  # type: ignore[assignment]
+    vars(of_neighbours)["nearest_neighbours"] = remembered
 
 
 def data_of(labels: str, seed: int, arguments: argparse.Namespace) -> FeaturesDataModule:
@@ -154,11 +155,11 @@ def estimates(data: FeaturesDataModule, seed: int, epochs: int, rate: float) -> 
                 estimator.update(everything)
                 found[name] = estimator.compute()
                 continue
-            rounds = {"round_epochs": epochs // 2} if name == "default" else {}
+            rounds = epochs // 2 if name == "default" else None
             with tempfile.TemporaryDirectory() as folder:
                 seed_everything(seed, verbose=False)
                 model = model_of(data, nl.ForwardCorrection(), lr=rate, weight_decay=DECAYS[0])
-                callback = nl.EstimateTransitionCallback(epochs, estimator=make, **rounds)
+                callback = nl.EstimateTransitionCallback(epochs, estimator=make, round_epochs=rounds)
                 trainer_of(folder, epochs + 1, [callback, ModelCheckpoint(folder, monitor="val_loss")]).fit(model, data)
                 assert callback.transition is not None
                 found[name] = callback.transition

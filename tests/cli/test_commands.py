@@ -128,7 +128,7 @@ def test_the_saved_configuration_works_with_every_command(command, finished, tmp
         assert np.load(tmp_path / "transition.npy", allow_pickle=False).shape == (10, 10)
     if command == "audit":
         written = {path.name for path in (tmp_path / "audit").iterdir()}
-        assert written == {"audit.csv", "audit.html", "audit.json", "audit.parquet"}
+        assert written == {"audit.csv", "audit.html", "audit.json", "audit.parquet", "weights.npy"}
 
 
 def test_an_audit_finds_the_wrong_labels_and_is_trained_on(finished, tmp_path, run_here):

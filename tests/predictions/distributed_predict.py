@@ -45,6 +45,7 @@ def main() -> None:
         },
         folder / f"rank{run.global_rank}.pt",
     )
+    torch.distributed.destroy_process_group()  # an exit with its threads alive may abort
 
 
 if __name__ == "__main__":
