@@ -84,9 +84,13 @@ def note_judged() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    spec = json.loads(sys.argv[1])
-    folder = Path(spec["folder"])
     warnings.simplefilter("ignore")
+    for spec in json.loads(sys.argv[1]):  # one fit after the other, in the same processes
+        fit(spec)
+
+
+def fit(spec: dict[str, Any]) -> None:
+    folder = Path(spec["folder"])
     recorder = Recorder(spec.get("rank_that_fails"))
     refined = counted if spec.get("refined") else None
     callback = anchored(

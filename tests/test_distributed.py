@@ -18,15 +18,20 @@ from noisylightning.transition import NoiseAdaptation
 SCRIPT = Path(__file__).parent / "distributed_fit.py"
 
 
-def launch(folder: Path, prefix=(sys.executable,), environment=None, **spec) -> subprocess.Popen:
-    command = [*prefix, str(SCRIPT), json.dumps({"folder": str(folder), **spec})]
+def launch(*specs: dict, prefix=(sys.executable,), environment=None) -> subprocess.Popen:
+    command = [*prefix, str(SCRIPT), json.dumps(specs, default=str)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})}
     )
 
 
 def fit(folder: Path, check=True, **spec) -> str:
-    process = launch(folder, **spec)
+    return fit_all({"folder": folder, **spec}, check=check)
+
+
+def fit_all(*specs: dict, check=True) -> str:
+    """Launch two processes, once for several fits."""
+    process = launch(*specs)
     said, _ = process.communicate(timeout=300)
     assert not check or process.returncode == 0, said[-3000:]
     assert check or process.returncode != 0
@@ -101,13 +106,20 @@ def test_a_learnt_transition_waits_and_learns_on_every_rank(learnt):
     assert not torch.allclose(zero["transition"], zero["callback"], atol=1e-4)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_two_processes_resume_bit_for_bit(finished, tmp_path, epoch):
-    fit(tmp_path, ckpt_path=str(finished / "every" / f"epoch={epoch}.ckpt"))
-    whole, resumed = ranks(finished), ranks(tmp_path)
-    for before, after in zip(whole, resumed, strict=True):
-        assert torch.equal(before["weights"], after["weights"])
-        assert torch.equal(before["transition"], after["transition"])
+def resume(folder: Path, into: Path, epochs: list[int], **spec) -> None:
+    """Resume a fit from some of its epochs, each into a folder of its own, and see that it ends where it ended."""
+    folders = {epoch: into / str(epoch) for epoch in epochs}
+    checkpoints = {epoch: folder / "every" / f"epoch={epoch}.ckpt" for epoch in epochs}
+    fit_all(*({"folder": folders[epoch], "ckpt_path": checkpoints[epoch], **spec} for epoch in epochs))
+    for resumed in folders.values():
+        for before, after in zip(ranks(folder), ranks(resumed), strict=True):
+            assert torch.equal(before["weights"], after["weights"])
+            assert torch.equal(before["transition"], after["transition"])
+            assert all(torch.equal(value, after["state"][name]) for name, value in before["state"].items())
+
+
+def test_two_processes_resume_bit_for_bit(finished, tmp_path):
+    resume(finished, tmp_path, [0, 1, 2])
 
 
 def test_every_rank_mixes_with_the_same_share(learnt):
@@ -160,11 +172,7 @@ def test_ranks_estimate_with_the_same_batch_statistics(normed):
 
 def test_batch_statistics_resume_bit_for_bit(normed, tmp_path):
     norm, folder = normed
-    fit(tmp_path, norm=norm, **NORMED, ckpt_path=str(folder / "every" / "epoch=0.ckpt"))
-    for before, after in zip(ranks(folder), ranks(tmp_path), strict=True):
-        assert torch.equal(before["weights"], after["weights"])
-        assert torch.equal(before["transition"], after["transition"])
-        assert all(torch.equal(value, after["state"][name]) for name, value in before["state"].items())
+    resume(folder, tmp_path, [0], norm=norm, **NORMED)
 
 
 @pytest.fixture(scope="module")
@@ -214,13 +222,8 @@ def test_standard_errors_are_what_one_process_finds_in_the_same_predictions(refi
     assert (zero["standard_error"] > 0).any()
 
 
-@pytest.mark.parametrize("epoch", [2, 7, 15])
-def test_two_processes_resume_bit_for_bit_in_parts_and_rounds(refined, tmp_path, epoch):
-    checkpoint = str(refined / "every" / f"epoch={epoch}.ckpt")
-    fit(tmp_path, refined=True, num_train=481, estimate_from="last", ckpt_path=checkpoint)
-    for before, after in zip(ranks(refined), ranks(tmp_path), strict=True):
-        assert torch.equal(before["weights"], after["weights"])
-        assert torch.equal(before["transition"], after["transition"])
+def test_two_processes_resume_bit_for_bit_in_parts_and_rounds(refined, tmp_path):
+    resume(refined, tmp_path, [2, 7, 15], refined=True, num_train=481, estimate_from="last")
 
 
 def test_an_error_on_one_rank_ends_all(tmp_path):
@@ -256,7 +259,7 @@ def test_two_nodes_by_torchrun(tmp_path):
     for rank in range(2):
         address = ["--nnodes=2", "--nproc_per_node=1", f"--node_rank={rank}", "--master_addr=127.0.0.1"]
         prefix = [sys.executable, "-m", "torch.distributed.run", *address, f"--master_port={port}"]
-        nodes.append(launch(tmp_path, prefix, devices=1, num_nodes=2))
+        nodes.append(launch({"folder": tmp_path, "devices": 1, "num_nodes": 2}, prefix=prefix))
     for node in nodes:
         said, _ = node.communicate(timeout=300)
         assert node.returncode == 0, said[-3000:]
