@@ -2,12 +2,13 @@
 
     python benchmarks/memorisation.py --data-dir FOLDER_WITH_MNIST --epochs 30 --width 512 --val-fraction 0.8
 
-made the committed results; without options it is as follows. 784-1024-1024-10 without dropout, which learns every label by heart if it is trained for long; Adam, batches of 128,
-10 % for validation; cross-entropy and forward correction with the true T, with MemorisationStopping and without. The
-true share of the wrong training labels that the network predicts is counted in each epoch, with the clean labels, which
-nothing else sees. Weights are selected by noisy validation accuracy; the clean test set is used once for the last and
-once for the selected ones. Writes ``benchmarks/results/memorisation.json`` after each fit, from which it goes on if it
-is started again, and ``memorisation.md``.
+made the committed results; without options it is larger. 784-1024-1024-10 without dropout, which learns every label by
+heart if it is trained for long; Adam, batches of 128, 10 % for validation; cross-entropy and forward correction with
+the true T, with MemorisationStopping and without. The true share of the wrong training labels that the network predicts
+is counted in each epoch, with the clean labels, which nothing else sees. Weights are selected by noisy validation
+accuracy; the clean test set is used once for the last and once for the selected ones. Writes
+``benchmarks/results/memorisation.json`` after each fit, from which it goes on if it is started again, and
+``memorisation.md``.
 """
 
 import argparse
