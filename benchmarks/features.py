@@ -3,7 +3,7 @@
     noisylightning features --data CIFAR10NDataModule --encoder efficientnet_lite0 --size 128 --output cifar10n
     python benchmarks/features.py --features cifar10n
     noisylightning features --data IMDBDataModule --encoder minilm --output imdb
-    python benchmarks/features.py --features imdb --batch-size 128 --rates 1e-3 1e-2
+    python benchmarks/features.py --features imdb --batch-size 128 --rates 1e-3 1e-2 --alphas 0
 
 (both with ``--precision bf16`` for the committed results). A linear head and AdamW. Learning rate and weight decay are
 chosen for each line by the same search, on the noisy validation accuracy of the first seed; weights by that of every
