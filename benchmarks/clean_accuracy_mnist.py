@@ -2,10 +2,11 @@
 
     python benchmarks/clean_accuracy_mnist.py --data-dir FOLDER_WITH_MNIST
 
-T-hat and its standard errors are those that the default has found in ``transition.json`` (at asymmetric 0.6 with one
-trusted label a class, which tells 5 and 6 apart). Forward correction with it is trained as there, and its accuracy on
-the 6,000 samples of the noisy validation set is estimated from their noisy labels and T-hat; the clean labels of the
-same samples then say what it is. Writes ``benchmarks/results/clean_accuracy_mnist.json`` and ``.md``.
+T-hat and its standard errors are those that the default has found in ``transition.json``, where they are in it (at
+asymmetric 0.6 with one trusted label a class, which tells 5 and 6 apart). Forward correction with it is trained as
+there, and its accuracy on the 6,000 samples of the noisy validation set is estimated from their noisy labels and T-hat;
+the clean labels of the same samples then say what it is. Writes ``benchmarks/results/clean_accuracy_mnist.json`` and
+``.md``.
 """
 
 import argparse

@@ -378,7 +378,7 @@ def pictures(runs: list[dict[str, Any]], output: Path) -> None:
     axes = figure.add_subplot()
     for label, start, form in (
         ("default", "consensus", "consensus, {} trusted"),
-        ("trusted data (GLC)", None, "trusted data, {}"),
+        ("trusted data", None, "trusted data, {}"),
     ):
         counts = [0, *TRUSTED] if start else list(TRUSTED)
         values = [torch.tensor(points(start if count == 0 else form.format(count))) for count in counts]  # type: ignore[arg-type]
