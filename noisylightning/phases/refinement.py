@@ -1,5 +1,6 @@
 """Refining T-hats by networks that are trained with them, and choosing one without clean labels."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,10 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue, UserError
 from noisylightning.estimators import within_fit
 from noisylightning.functional.bootstrap import standard_deviation
+from noisylightning.functional.calibration import VectorScaling, calibrate
 from noisylightning.functional.consensus import paired_gain, smallest_distance
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
+from noisylightning.functional.information import MOST_CLASSES, standard_error
 from noisylightning.phases.base import Candidate, Fit, Memory
 from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.naming import Answers, ask_trusted, name_classes
@@ -23,7 +26,8 @@ _SURE = 2.0  # standard errors by which T must foretell labels better than the i
 _ON_BALANCE = 1.0  # of trusted labels, where noisy ones are neither for T nor for the identity
 _ENOUGH_TRUSTED = 10  # labels, that they decide whether T is any good
 _LEAST_SHARE = 0.25  # of the samples that carry a class's label must be as many in the class
-_REPLICATES = 100  # for the standard errors of the last round
+_STEPS = 5  # of calibration and expectation maximisation in a round
+_REPLICATES = 100  # for the standard errors of very many classes
 _MAX_REPLICATED = 2**24  # entries of all replicates together
 
 
@@ -135,7 +139,8 @@ class RefinementPhase(FoldsPhase):
     def _judged(self, candidates: list[Candidate], parts: list[dict[str, Tensor]], correction: Correction) -> Candidate:
         running, number = candidates[self._place], self._over + 1
         if running.is_identity:
-            found = _log_likelihood(parts, [running.transition] * len(parts))
+            scaled = _calibrated(parts, running.transition, [None] * len(parts))[0]
+            found = _log_likelihood(scaled, [running.transition] * len(parts))
             return replace(running, weights=self._trained, log_likelihood=found)
         try:
             refined = replace(self._refined(running, parts), weights=self._trained)
@@ -151,21 +156,22 @@ class RefinementPhase(FoldsPhase):
         return refined
 
     def _refined(self, candidate: Candidate, parts: list[dict[str, Tensor]]) -> Candidate:
-        """Take a step of expectation maximisation; each part is judged by the T that the others make."""
+        """Calibrate and take a step of expectation maximisation, a few times; the others' T judges each part."""
         transition = candidate.transition
+        scalings: list[VectorScaling | None] = [None] * len(parts)
+        for _ in range(_STEPS):
+            before = transition
+            scaled, scalings = _calibrated(parts, before, scalings)
+            counts = [expected_counts(part["logits"], part["noisy_labels"], before)[0] for part in scaled]
+            total = sum(counts[1:], counts[0])
+            transition = maximize(total)
+        _require_every_class(total)
         last = self._over + 1 == self.plan.num_rounds
-        replicates = _REPLICATES if last and _REPLICATES * transition.numel() <= _MAX_REPLICATED else 0
-        counts = [
-            expected_counts(part["logits"], part["noisy_labels"], transition, part["index"], replicates)
-            for part in parts
-        ]
-        total = sum(counts[1:], counts[0])
-        _require_every_class(total[0])
         return replace(
             candidate,
-            transition=maximize(total[0]).float(),
-            log_likelihood=_log_likelihood(parts, [maximize((total - own)[0]) for own in counts]),
-            standard_error=_standard_error(total[1:]) if replicates else None,
+            transition=transition.float(),
+            log_likelihood=_log_likelihood(scaled, [maximize(total - own) for own in counts]),
+            standard_error=_standard_error(scaled, before, transition) if last else None,
         )
 
     def _choose(self, fit: Fit) -> None:
@@ -237,12 +243,33 @@ def _log_likelihood(parts: list[dict[str, Tensor]], transitions: list[Tensor]) -
     return torch.cat(found)
 
 
-def _standard_error(counts: Tensor) -> Tensor | None:
-    """Return that of T-hat over replicates; None where one of them lacks a class."""
+def _calibrated(
+    parts: list[dict[str, Tensor]], transition: Tensor, starts: Sequence[VectorScaling | None]
+) -> tuple[list[dict[str, Tensor]], list[VectorScaling | None]]:
+    """Return the parts with logits that are as sure as their labels allow by T, and the scalings."""
+    scalings: list[VectorScaling | None] = []
+    scaled = []
+    for part, start in zip(parts, starts, strict=True):
+        scaling = calibrate(part["logits"], part["noisy_labels"], transition, part["index"], start)
+        scalings.append(scaling)
+        scaled.append(part | {"logits": scaling(part["logits"])})
+    return scaled, scalings
+
+
+def _standard_error(parts: list[dict[str, Tensor]], before: Tensor, transition: Tensor) -> Tensor | None:
+    """Return that of T-hat; of very many classes what the last step alone, from the T before, makes of it."""
     try:
-        return standard_deviation(maximize(counts)).float()
+        if len(transition) <= MOST_CLASSES:
+            logits, index = (torch.cat([part[name] for part in parts]) for name in ("logits", "index"))
+            return standard_error(logits, transition, index).float()
+        if _REPLICATES * transition.numel() > _MAX_REPLICATED:
+            return None
+        counts = [
+            expected_counts(part["logits"], part["noisy_labels"], before, part["index"], _REPLICATES) for part in parts
+        ]
+        return standard_deviation(maximize(sum(counts[1:], counts[0])[1:])).float()
     except UserError as problem:  # T-hat itself is there
-        rank_zero_warn(f"T-hat goes without standard errors. In a replicate: {problem}")
+        rank_zero_warn(f"T-hat goes without standard errors: {problem}")
         return None
 
 
