@@ -5,9 +5,10 @@
 784-128-128-10 with dropout 0.2 and Adagrad at 0.01, batches of 128, 10 % for validation, ``--epochs`` a stage, as in
 ``transition.py``. For each noise and seed one default fit (cross-entropy, T-hat, forward correction with it) gives
 T-hat and the network by which the audit judges all 60,000 labels, those of validation included; "2 folds" judges each
-by a network that is trained with the same T-hat and without the sample. cleanlab gets the 5-fold posteriors of
-cross-entropy on the same architecture, and ranks by self-confidence and by normalised margin; how many labels are
-wrong it says by ``num_label_issues``, and which by ``find_label_issues``.
+by a network that is trained with the same T-hat and without the sample. Where the default leaves T the identity, by
+which no label is wrong, the audit refuses and names the way out, a T-hat that is taken as it is: "rounds=0". cleanlab
+gets the 5-fold posteriors of cross-entropy on the same architecture, and ranks by self-confidence and by normalised
+margin; how many labels are wrong it says by ``num_label_issues``, and which by ``find_label_issues``.
 
 Then cross-entropy is trained on the labels as they are, on those that the audit relabels, drops or makes soft, and
 without those that cleanlab finds; forward correction is the default fit's. Validation labels stay noisy, and the clean
@@ -70,7 +71,8 @@ ROUND_EPOCHS = 5
 RATE = 0.01
 FOLDS = 5  # of cleanlab's posteriors
 CLEANLAB = ("self_confidence", "normalized_margin")
-FINDS = ("audit", "audit, 2 folds", *(f"cleanlab, {name}" for name in CLEANLAB))
+UNREFINED = "audit, rounds=0"
+FINDS = ("audit", "audit, 2 folds", UNREFINED, *(f"cleanlab, {name}" for name in CLEANLAB))
 TRAINS = ("as they are", "forward, T-hat", "audit, relabel", "audit, drop", "audit, soft", "cleanlab, drop")
 
 
@@ -131,7 +133,6 @@ class Run:
 
     def run(self) -> list[dict[str, Any]]:
         """Run all."""
-        torch.set_num_threads(1)
         epochs = self.arguments.epochs
         callback = nl.EstimateTransitionCallback(epochs, round_epochs=ROUND_EPOCHS)
         model, data = self.model(nl.ForwardCorrection()), self.data()
@@ -147,6 +148,7 @@ class Run:
         self.train("as they are")
         if model.correction.known_transition().is_identity:
             self.keep(finds="audit", refusal="T-hat is the identity")
+            self.unrefined()
         else:
             self.audit(model, data, callback)
         self.cleanlab()
@@ -170,6 +172,17 @@ class Run:
             found = audit_predictions(held_out, transition, standard_error=callback.standard_error)
         whole = self.seconds["fit"] + self.seconds["folds"]
         self.judge("audit, 2 folds", found.table.wrong, found.errors.total, whole, self.seconds["folds"], found)
+
+    def unrefined(self) -> None:
+        """Audit by the network of a fit whose T-hat is not asked to be better than none."""
+        callback = nl.EstimateTransitionCallback(self.arguments.epochs, rounds=0)
+        model, data = self.model(nl.ForwardCorrection()), self.data()
+        with self.timed("fit"):
+            self.trainer(2 * self.arguments.epochs, [callback]).fit(model, data)
+        with self.timed("audit"):
+            found = audit_with_trainer(self.trainer(1), model, data)
+        whole = self.seconds["fit"] + self.seconds["audit"]
+        self.judge(UNREFINED, found.table.wrong, found.errors.total, whole, self.seconds["audit"], found)
 
     def cleanlab(self) -> None:
         """Let cleanlab judge 5-fold posteriors, and train without what it finds."""
@@ -224,10 +237,15 @@ class Run:
         return float(torch.cat(right).mean())
 
 
-def task(noise: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run one noise and seed, in a process of its own."""
+def task(noise: str, seed: int, refused: bool, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run one noise and seed, in a process of its own; of one that was refused the rest."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        return Run(noise, seed, arguments, Path(folder)).run()
+        run = Run(noise, seed, arguments, Path(folder))
+        if refused:
+            run.unrefined()
+            return run.rows
+        return run.run()
 
 
 def tables(runs: list[dict[str, Any]], output: Path) -> None:
@@ -249,6 +267,7 @@ def tables(runs: list[dict[str, Any]], output: Path) -> None:
         [noise, name, *(cell(noise, "finds", name, value, digits) for value, digits in columns.values())]
         for noise in NOISES
         for name in FINDS
+        if any((run["noise"], run.get("finds")) == (noise, name) for run in runs)
     ]
     write_table(output.with_name("audit.md"), ["noise", "ranking", *columns], rows)
     rows = [
@@ -276,9 +295,12 @@ def main() -> None:
         if all(before[name] == value for name, value in settings.items()):
             content["runs"] = before["runs"]
     done = {(run["noise"], run["seed"]) for run in content["runs"]}
-    todo = [(noise, seed) for seed in range(arguments.seeds) for noise in arguments.noises if (noise, seed) not in done]
+    refused = {(run["noise"], run["seed"]) for run in content["runs"] if "refusal" in run}
+    refused -= {(run["noise"], run["seed"]) for run in content["runs"] if run.get("finds") == UNREFINED}
+    cells = [(noise, seed) for seed in range(arguments.seeds) for noise in arguments.noises]
+    todo = [(*cell, cell in refused) for cell in cells if cell not in done - refused]
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(task, noise, seed, arguments) for noise, seed in todo]):
+        for future in as_completed([pool.submit(task, *cell, arguments) for cell in todo]):
             content["runs"] += future.result()
             write_json(arguments.output, content)
     tables(content["runs"], arguments.output)

@@ -84,7 +84,9 @@ def correction_of(model: LightningModule) -> Correction:
         raise BadValue(f"{type(model).__name__} was trained without T, and knows the labels by heart: {advice}.")
     if correction.known_transition().is_identity:
         raise BadValue(
-            f"The T of this {type(correction).__name__} is the identity, by which no label is wrong: {advice}."
+            f"The T of this {type(correction).__name__} is the identity, by which no label is wrong: if a fit has found"
+            " no T-hat better than none, take one as it is (EstimateTransitionCallback's rounds=0), which ranks labels"
+            f" well all the same; else {advice}."
         )
     return correction
 

@@ -73,7 +73,10 @@ def test_a_transition_of_the_sample_is_used(tmp_path):
     ("correction", "message"),
     [
         (NoCorrection(num_classes=CLASSES), "was trained without T, and knows the labels by heart: audit a checkpoint"),
-        (ForwardCorrection(num_classes=CLASSES), "is the identity, by which no label is wrong: audit a checkpoint"),
+        (
+            ForwardCorrection(num_classes=CLASSES),
+            "is the identity, by which no label is wrong: if a fit has found",
+        ),
     ],
 )
 def test_a_network_without_a_transition_is_refused(correction, message, tmp_path):
