@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
 
 from noisylightning.audit import Audit, Thumbnails, print_audit, thumbnails_of, write_audit
 from noisylightning.audit.thumbnails import are_images
@@ -16,7 +17,8 @@ from noisylightning.callbacks import EstimateTransitionCallback
 from noisylightning.corrections import Correction, ForwardCorrection, NoCorrection
 from noisylightning.data import FeaturesDataModule, NoisyDataModule
 from noisylightning.encoders import Encoder, choose_encoder
-from noisylightning.errors import BadValue
+from noisylightning.errors import BadValue, UserError
+from noisylightning.estimators.standalone import estimate_from_data
 from noisylightning.extraction import extract_features
 from noisylightning.functional.verdict import Verdict
 from noisylightning.held_out_audit import audit_held_out
@@ -39,7 +41,8 @@ class QuickAnswer:
     Attributes:
         results: What the weights have reached: stage one's, the last, the chosen ones.
         verdict: Whether to trust the correction; None where there is nothing to judge.
-        audit: Which labels are wrong; None where T-hat is the identity, by which none is.
+        audit: Which labels are wrong; None where T-hat is the identity, by which none is, and nearest neighbours tell
+            none either.
         model: The head, with the last weights.
         features: What it was trained on.
     """
@@ -65,8 +68,9 @@ def quick(
     Images and texts are encoded once, into ``output/features``, from where a second call takes them; other inputs are
     features already. A linear head is trained on them in two stages, with the default estimator and forward correction,
     at the one of three learning rates with which cross-entropy is best on noisy validation data. Its results, T-hat and
-    verdict are printed, and left in ``output/lightning_logs``. If T-hat is not the identity, five heads, each trained
-    without a fifth of the samples, judge the labels, in ``output/audit``.
+    verdict are printed, and left in ``output/lightning_logs``. Five heads, each trained without a fifth of the samples,
+    judge the labels by T-hat, in ``output/audit``; if that is the identity, by which no label is wrong, by T-hat of the
+    nearest neighbours, which ranks them all the same.
 
     Args:
         data: The data.
@@ -99,12 +103,11 @@ def quick(
     results = evaluate_fit(trainer, model, features)
     verdict = judge_fit(trainer, model, features, results)
     publish_results(trainer, results, verdict)
-    audit = None
-    assert callback.transition is not None
+    audit, transition = None, callback.transition
     if model.correction.known_transition().is_identity:
-        rank_zero_info("T-hat is the identity, by which no label is wrong, so there is no audit.")
-    else:
-        judges = _model(features, seed, ForwardCorrection(callback.transition), rate)
+        transition = _of_neighbours(features, output)
+    if transition is not None:
+        judges = _model(features, seed, ForwardCorrection(transition), rate)
         audit = audit_held_out(
             _trainer(output, epochs, list(callbacks()), logs=False),
             judges, features, AUDIT_FOLDS, epochs, callback.standard_error,
@@ -155,6 +158,20 @@ def _model(features: NoisyDataModule, seed: int, correction: Correction, rate: f
     head = MLP(features.num_features, features.num_classes, hidden=())  # type: ignore[attr-defined]
     optimizer = functools.partial(torch.optim.AdamW, lr=rate, weight_decay=DECAY)
     return NoisyLabelClassifier(head, correction, num_classes=features.num_classes, optimizer=optimizer)
+
+
+def _of_neighbours(features: NoisyDataModule, output: Path) -> Tensor | None:
+    """T-hat by which labels can be ranked where that of the fit is the identity."""
+    try:
+        found = estimate_from_data(features, output / "transition_of_neighbours.npy")
+    except UserError as error:
+        rank_zero_info(f"T-hat is the identity, by which no label is wrong, so there is no audit. {error}")
+        return None
+    rank_zero_info(
+        "T-hat is the identity, by which no label is wrong: they are ranked by T-hat of the nearest neighbours, which"
+        " nothing shows to be better, so do not trust how many it says are wrong."
+    )
+    return found
 
 
 def _trainer(output: Path, epochs: int, callbacks: list[Callback], logs: bool = True) -> Trainer:

@@ -46,14 +46,31 @@ def test_rows_of_numbers_are_features_as_they_are(tmp_path):
         quick(rows, "efficientnet_lite0", tmp_path)
 
 
-def test_an_identity_leaves_no_audit(tmp_path, caplog):
+def test_where_t_hat_is_the_identity_neighbours_rank_the_labels(tmp_path, caplog):
     caplog.set_level("INFO")
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(300, 4, generator=generator)
+    clean = torch.arange(300) % 2
+    inputs = 4 * torch.eye(4)[clean] + torch.randn(300, 4, generator=generator)
+    labels = clean.clone()
+    labels[:4] = 1 - labels[:4]  # too few to be sure of
+    found = quick(ArrayDataModule((inputs, labels)), output=tmp_path, epochs=1)
+    assert found.model.correction.known_transition().is_identity
+    assert set(found.audit.table.index[:4].tolist()) == set(range(4))
+    assert (tmp_path / "audit" / "audit.html").exists()
+    assert "do not trust how many it says are wrong" in caplog.text
+
+
+def test_neighbours_that_tell_nothing_leave_no_audit(tmp_path, caplog, monkeypatch):
+    def refuse(*_):
+        raise BadValue("Features are constant.")
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(noisylightning.quick, "estimate_from_data", refuse)
+    inputs = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     found = quick(ArrayDataModule((inputs, torch.arange(300) % 2)), output=tmp_path, epochs=1)
     assert found.audit is None
     assert not (tmp_path / "audit").exists()
-    assert "so there is no audit" in caplog.text
+    assert "so there is no audit. Features are constant." in caplog.text
 
 
 def test_a_table_of_texts_by_the_command(tmp_path, monkeypatch, caplog):
