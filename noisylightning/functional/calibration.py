@@ -12,6 +12,7 @@ from torch import Tensor
 from noisylightning.errors import BadValue
 from noisylightning.functional.bootstrap import part_of
 from noisylightning.functional.exact_sums import from_fixed, to_fixed
+from noisylightning.functional.names import exchangeable
 from noisylightning.functional.probabilities import check_noisy_labels, not_finite
 from noisylightning.tensors import log_softmax
 from noisylightning.transition import Transition, as_transition
@@ -65,7 +66,9 @@ def calibrate(
     r"""Find the scaling of a network's predictions that makes its noisy labels most probable by T.
 
     It maximises :math:`\sum_x \log (p'(x) T)_y`, p' being the softmax of the scaled logits, less
-    :math:`5 (|s|^2 + |b|^2)`, so that few samples change little. Sums are exact, so it is the same in any order.
+    :math:`5 (|s|^2 + |b|^2)`, so that few samples change little. Classes that noisy labels can hardly tell apart, see
+    :func:`~noisylightning.functional.exchangeable`, stay as they are: how sure the network is of one in the place of
+    another cannot be told from their rows of T. Sums are exact, so it is the same in any order.
 
     Args:
         logits: Scores of the clean classes, shape ``(N, C)``, of a network that was trained without these samples.
@@ -108,6 +111,10 @@ def calibrate(
             " in that column."
         )
 
+    free = torch.ones(num_classes, dtype=torch.bool)
+    free[[label for group in exchangeable(transition.to_dense()) for label in group]] = False
+    free = torch.cat([free, free])
+
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         log_scale, bias = torch.from_numpy(parameters).to(scores).chunk(2)
         scale = log_scale.exp()
@@ -118,12 +125,12 @@ def calibrate(
         value = -from_fixed(to_fixed(log_likelihood / _UNIT).sum()) * _UNIT
         by_scale = from_fixed(to_fixed(slope * scores).sum(dim=0)) * scale
         by_bias = from_fixed(to_fixed(slope).sum(dim=0))
-        gradient = torch.cat([by_scale + _PRIOR * log_scale, by_bias + _PRIOR * bias])
+        gradient = torch.cat([by_scale + _PRIOR * log_scale, by_bias + _PRIOR * bias]) * free.to(scores)
         value = value + _PRIOR / 2 * float(np.square(parameters).sum())
         return float(value) / len(scores), gradient.cpu().numpy() / len(scores)
 
     start = start or VectorScaling.identity(num_classes)
-    begin = torch.cat([start.log_scale, start.bias]).cpu().numpy()
+    begin = (torch.cat([start.log_scale, start.bias]).cpu() * free).numpy()
     found = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS})
     return VectorScaling(*torch.from_numpy(found.x).chunk(2))
 
