@@ -116,6 +116,7 @@ def _summary(audit: Audit) -> dict[str, Any]:
         "level": audit.level,
         "interval_covers": audit.covers,
         "held_out": audit.held_out,
+        "clean_accuracy": _accuracy(audit),
         "classes": list(table.class_names),
         "labels_checksum": audit.labels_checksum,
         "pairs": [
@@ -129,6 +130,13 @@ def _summary(audit: Audit) -> dict[str, Any]:
             for clean, noisy in pairs(audit, _PAIRS)
         ],
     }
+
+
+def _accuracy(audit: Audit) -> dict[str, float] | None:
+    if audit.clean_accuracy is None:
+        return None
+    low, high = audit.clean_accuracy.interval(audit.level)
+    return {"value": float(audit.clean_accuracy.value), "low": float(low), "high": float(high)}
 
 
 def pairs(audit: Audit, most: int) -> Iterator[tuple[int, int]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from noisylightning.audit.tally import Audit, Tally, conclude
 from noisylightning.errors import BadValue
 from noisylightning.functional.audit import clean_log_probs
+from noisylightning.functional.clean_accuracy import clean_accuracy, count_pairs
 from noisylightning.predictions import Predictions
 from noisylightning.transition import Transition, as_transition
 
@@ -70,22 +74,29 @@ def audit_predictions(
     if of_noisy:
         _require_held_out(predictions)
     order = predictions.index.argsort(stable=True)
-    tally = Tally(predictions.num_classes)
+    held_out = bool(predictions.held_out.all())
+    tally, pairs = Tally(predictions.num_classes), torch.zeros(1, dtype=torch.long)
     places = order.split(max(1, _ENTRIES // predictions.num_classes))
     for chosen in tqdm(places, "Auditing", disable=not progress, leave=False, delay=_PROGRESS_AFTER_SECONDS):
         batch = predictions.select(chosen)
         logits = clean_log_probs(batch.probs, transition) if of_noisy else batch.logits
         tally.add(logits, batch.noisy_labels, batch.index, transition.at(batch.features, batch.index))
-    return conclude(
+        if held_out:
+            pairs = pairs + count_pairs(batch.noisy_labels, logits.argmax(dim=1), predictions.num_classes)
+    found = conclude(
         tally.columns,
         tally.sums,
         None if standard_error is None else transition.to_dense(),
         standard_error,
         level,
-        held_out=bool(predictions.held_out.all()),
+        held_out=held_out,
         class_names=predictions.class_names,
         samples=None if samples is None else [samples[place] for place in order.tolist()],
     )
+    if held_out:
+        with suppress(BadValue):  # a T that tells no accuracy
+            return replace(found, clean_accuracy=clean_accuracy(pairs, transition, standard_error))
+    return found
 
 
 def _check_samples(predictions: Predictions) -> None:

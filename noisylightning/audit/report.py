@@ -41,6 +41,15 @@ def print_audit(audit: Audit) -> None:
         highlight=False,
         markup=False,
     )
+    if audit.clean_accuracy is not None:
+        accuracy, (least, most) = audit.clean_accuracy.value, audit.clean_accuracy.interval(audit.level)
+        console.print(
+            "The networks that judged them, each trained without the samples it judged, are right on"
+            f" {100 * float(accuracy):.1f} % ({100 * float(least):.1f} to {100 * float(most):.1f}) by clean labels,"
+            " if T is right.",
+            highlight=False,
+            markup=False,
+        )
     shown = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("given", "is", "labels", "interval"):
         shown.add_column(column, justify="right" if column in ("labels", "interval") else "left", no_wrap=True)

@@ -17,6 +17,7 @@ from noisylightning.functional.audit import (
     judge_labels,
     label_posterior,
 )
+from noisylightning.functional.clean_accuracy import Estimate
 from noisylightning.transition import Transition
 
 
@@ -30,6 +31,8 @@ class Audit:
         level: Probability that the intervals are to cover.
         with_transition_error: Whether they cover the standard errors of T-hat.
         held_out: Whether every sample was judged by a network that was trained without it.
+        clean_accuracy: If so, the accuracy on clean labels of the networks that judged; None where it does not follow
+            from noisy labels, T being singular or of the sample.
     """
 
     table: AuditTable
@@ -37,6 +40,7 @@ class Audit:
     level: float
     with_transition_error: bool
     held_out: bool
+    clean_accuracy: Estimate | None = None
 
     @property
     def covers(self) -> str:

@@ -77,6 +77,33 @@ def test_noisy_posteriors_must_be_held_out_and_say_the_same():
         audit_predictions(seen, T, probs_of="noisy")
 
 
+def test_held_out_predictions_tell_how_often_the_networks_are_right(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(of_predictions, "_ENTRIES", 100)  # several batches
+    predictions, clean = problem(4000, held_out=torch.ones(4000, dtype=torch.bool))
+    found = audit_predictions(predictions, T)
+    low, high = found.clean_accuracy.interval()
+    right = (predictions.logits.argmax(dim=1) == clean).double().mean()
+    assert low < right < high
+    assert high - low < 0.1
+    wider = audit_predictions(predictions, T, standard_error=torch.full((4, 4), 0.05))
+    assert wider.clean_accuracy.standard_error > found.clean_accuracy.standard_error
+    write_audit(found, tmp_path)
+    saved = json.loads((tmp_path / "audit.json").read_text())["clean_accuracy"]
+    assert saved == {"value": float(found.clean_accuracy.value), "low": float(low), "high": float(high)}
+    print_audit(found)
+    assert f"right on {100 * float(found.clean_accuracy.value):.1f} %" in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_accuracy_where_none_follows():
+    held_out = torch.ones(300, dtype=torch.bool)
+    predictions, _ = problem()
+    assert audit_predictions(predictions, T).clean_accuracy is None  # the network knows these labels
+    predictions, _ = problem(held_out=held_out)
+    assert audit_predictions(predictions, torch.full((4, 4), 0.25)).clean_accuracy is None  # singular
+    grouped = GroupedTransition(torch.stack([T, T]), torch.arange(300) % 2)
+    assert audit_predictions(predictions, grouped).clean_accuracy is None  # of the sample
+
+
 def test_each_sample_may_have_a_transition_of_its_own():
     predictions, _ = problem(6)
     groups = torch.tensor([0, 1, 0, 1, 1, 0])
