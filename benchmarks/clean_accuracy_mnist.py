@@ -6,8 +6,8 @@ T-hat and its standard errors are those that the default has found in ``transiti
 asymmetric 0.6 with one trusted label a class, which tells 5 and 6 apart). Forward correction with it is trained as
 there, and its accuracy on the 6,000 samples of the noisy validation set is estimated from their noisy labels and T-hat;
 the clean labels of the same samples then say what it is. "all, 2 folds" is the same for all 60,000 samples, each
-predicted by one of two networks that is trained with T-hat and without it, as ``audit --folds 2`` does. Writes ``benchmarks/results/clean_accuracy_mnist.json`` and
-``.md``.
+predicted by one of two networks that is trained with T-hat and without it, as ``audit --folds 2`` does. Writes
+``benchmarks/results/clean_accuracy_mnist.json`` and ``.md``.
 """
 
 import argparse
