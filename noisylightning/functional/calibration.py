@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 from noisylightning.errors import BadValue
 from noisylightning.functional.bootstrap import part_of
 from noisylightning.functional.exact_sums import from_fixed, to_fixed
-from noisylightning.functional.names import exchangeable
 from noisylightning.functional.probabilities import check_noisy_labels, not_finite
 from noisylightning.tensors import log_softmax
 from noisylightning.transition import Transition, as_transition
@@ -62,13 +62,12 @@ def calibrate(
     transition: Tensor | Transition,
     index: Tensor | None = None,
     start: VectorScaling | None = None,
+    fixed: Sequence[int] = (),
 ) -> VectorScaling:
     r"""Find the scaling of a network's predictions that makes its noisy labels most probable by T.
 
     It maximises :math:`\sum_x \log (p'(x) T)_y`, p' being the softmax of the scaled logits, less
-    :math:`5 (|s|^2 + |b|^2)`, so that few samples change little. Classes that noisy labels can hardly tell apart, see
-    :func:`~noisylightning.functional.exchangeable`, stay as they are: how sure the network is of one in the place of
-    another cannot be told from their rows of T. Sums are exact, so it is the same in any order.
+    :math:`5 (|s|^2 + |b|^2)`, so that few samples change little. Sums are exact, so it is the same in any order.
 
     Args:
         logits: Scores of the clean classes, shape ``(N, C)``, of a network that was trained without these samples.
@@ -77,6 +76,7 @@ def calibrate(
         index: Places of the samples in their data set, shape ``(N,)``: beyond 4 million entries a part of the samples
             that goes by it speaks for all.
         start: Where to begin; by default what leaves everything as it is.
+        fixed: Classes whose scores stay as they are.
 
     Returns:
         The scaling.
@@ -112,7 +112,7 @@ def calibrate(
         )
 
     free = torch.ones(num_classes, dtype=torch.bool)
-    free[[label for group in exchangeable(transition.to_dense()) for label in group]] = False
+    free[list(fixed)] = False
     free = torch.cat([free, free])
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,6 +1,5 @@
 """Refining T-hats by networks that are trained with them, and choosing one without clean labels."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from noisylightning.functional.calibration import VectorScaling, calibrate
 from noisylightning.functional.consensus import paired_gain, smallest_distance
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
 from noisylightning.functional.information import MOST_CLASSES, standard_error
+from noisylightning.functional.names import exchangeable
 from noisylightning.phases.base import Candidate, Fit, Memory
 from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.naming import Answers, ask_trusted, name_classes
@@ -139,8 +139,7 @@ class RefinementPhase(FoldsPhase):
     def _judged(self, candidates: list[Candidate], parts: list[dict[str, Tensor]], correction: Correction) -> Candidate:
         running, number = candidates[self._place], self._over + 1
         if running.is_identity:
-            scaled = _calibrated(parts, running.transition, [None] * len(parts))[0]
-            found = _log_likelihood(scaled, [running.transition] * len(parts))
+            found = _log_likelihood(parts, [running.transition] * len(parts))
             return replace(running, weights=self._trained, log_likelihood=found)
         try:
             refined = replace(self._refined(running, parts), weights=self._trained)
@@ -156,12 +155,21 @@ class RefinementPhase(FoldsPhase):
         return refined
 
     def _refined(self, candidate: Candidate, parts: list[dict[str, Tensor]]) -> Candidate:
-        """Calibrate and take a step of expectation maximisation, a few times; the others' T judges each part."""
+        """Calibrate and take a step of expectation maximisation, a few times; the others' T judges each part.
+
+        Classes that labels hardly tell apart stay as they are: how sure a network is of one in the place of another
+        cannot be told from their rows of T.
+        """
         transition = candidate.transition
-        scalings: list[VectorScaling | None] = [None] * len(parts)
+        scalings = [VectorScaling.identity(len(transition)) for _ in parts]
         for _ in range(_STEPS):
             before = transition
-            scaled, scalings = _calibrated(parts, before, scalings)
+            alike = [label for group in exchangeable(before) for label in group]
+            scalings = [
+                calibrate(part["logits"], part["noisy_labels"], before, part["index"], scaling, alike)
+                for part, scaling in zip(parts, scalings, strict=True)
+            ]
+            scaled = [part | {"logits": scaling(part["logits"])} for part, scaling in zip(parts, scalings, strict=True)]
             counts = [expected_counts(part["logits"], part["noisy_labels"], before)[0] for part in scaled]
             total = sum(counts[1:], counts[0])
             transition = maximize(total)
@@ -170,7 +178,7 @@ class RefinementPhase(FoldsPhase):
         return replace(
             candidate,
             transition=transition.float(),
-            log_likelihood=_log_likelihood(scaled, [maximize(total - own) for own in counts]),
+            log_likelihood=_log_likelihood(parts, [maximize(total - own) for own in counts]),
             standard_error=_standard_error(scaled, before, transition) if last else None,
         )
 
@@ -235,25 +243,13 @@ class RefinementPhase(FoldsPhase):
 
 
 def _log_likelihood(parts: list[dict[str, Tensor]], transitions: list[Tensor]) -> Tensor:
-    """Return that of every sample's label, each part by a T of its own."""
-    found = [
-        log_likelihood(part["logits"], part["noisy_labels"], transition)
-        for part, transition in zip(parts, transitions, strict=True)
-    ]
+    """Return that of every sample's label, each part by a T of its own and as sure as its labels allow by that."""
+    found = []
+    for part, transition in zip(parts, transitions, strict=True):
+        logits, labels = part["logits"], part["noisy_labels"]
+        scaling = calibrate(logits, labels, transition, part["index"])
+        found.append(log_likelihood(scaling(logits), labels, transition))
     return torch.cat(found)
-
-
-def _calibrated(
-    parts: list[dict[str, Tensor]], transition: Tensor, starts: Sequence[VectorScaling | None]
-) -> tuple[list[dict[str, Tensor]], list[VectorScaling | None]]:
-    """Return the parts with logits that are as sure as their labels allow by T, and the scalings."""
-    scalings: list[VectorScaling | None] = []
-    scaled = []
-    for part, start in zip(parts, starts, strict=True):
-        scaling = calibrate(part["logits"], part["noisy_labels"], transition, part["index"], start)
-        scalings.append(scaling)
-        scaled.append(part | {"logits": scaling(part["logits"])})
-    return scaled, scalings
 
 
 def _standard_error(parts: list[dict[str, Tensor]], before: Tensor, transition: Tensor) -> Tensor | None:
