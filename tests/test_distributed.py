@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from toy import CLASSES, ToyData, classifier, estimate_by_hand, means_by_hand
 
-from noisylightning.functional import exchangeable
 from noisylightning.functional.bootstrap import part_of
 from noisylightning.functional.calibration import VectorScaling, calibrate
 from noisylightning.functional.expectation_maximization import expected_counts, maximize
@@ -203,9 +202,8 @@ def steps(parts: list[dict[str, Tensor]], transition: Tensor) -> tuple[Tensor, l
     for _ in range(5):
         counts = torch.zeros(1, CLASSES, CLASSES, dtype=torch.float64)
         found, scaled = [], []
-        alike = [label for group in exchangeable(transition) for label in group]
         for part, start in zip(parts, starts, strict=True):
-            found.append(calibrate(part["logits"], part["noisy_labels"], transition, part["index"], start, alike))
+            found.append(calibrate(part["logits"], part["noisy_labels"], transition, part["index"], start))
             scaled.append(part | {"logits": found[-1](part["logits"])})
             counts += expected_counts(scaled[-1]["logits"], part["noisy_labels"], transition)
         starts, transition = found, maximize(counts)[0]

@@ -148,7 +148,7 @@ def same_up_to_names(estimate: Tensor, other: Tensor, tolerance: float) -> Tenso
     return torch.from_numpy(rows).to(other.device)
 
 
-def decide_names(transition: Tensor, log_p_clean: Tensor, clean_labels: Tensor) -> Tensor:
+def decide_names(transition: Tensor, log_p_clean: Tensor, clean_labels: Tensor, threshold: float = 0.3) -> Tensor:
     """Name the rows of T, those that are :func:`exchangeable` by trusted labels.
 
     Args:
@@ -156,6 +156,7 @@ def decide_names(transition: Tensor, log_p_clean: Tensor, clean_labels: Tensor) 
         log_p_clean: Log-probabilities of the classes of trusted samples, whose class i is row i of ``transition``, from
             a network trained with it: shape ``(M, C)``.
         clean_labels: Their trusted labels, integers of shape ``(M,)``.
+        threshold: As in :func:`exchangeable`.
 
     Returns:
         The permutation, int64 of shape ``(C,)``, for T's rows (``transition[permutation]``) and for the network's
@@ -184,7 +185,7 @@ def decide_names(transition: Tensor, log_p_clean: Tensor, clean_labels: Tensor) 
     floor = torch.finfo(torch.float32).min / max(len(clean_labels), 1)  # so that log 0 can be summed and compared
     rows = log_p_clean.double().clamp_min(floor)
     likelihood = rows.new_zeros(num_classes, num_classes).index_add(0, clean_labels.to(rows.device).long(), rows)
-    for names in exchangeable(transition):
+    for names in exchangeable(transition, threshold):
         group = torch.tensor(names, device=permutation.device)
         owners = permutation[group]
         scores = likelihood[group][:, owners].cpu().numpy()

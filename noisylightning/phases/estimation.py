@@ -22,7 +22,7 @@ from noisylightning.functional.verdict import doubt
 from noisylightning.phases.base import Candidate, Fit, Phase
 from noisylightning.phases.folds import Plan, whole
 from noisylightning.phases.identity import identify
-from noisylightning.phases.naming import ask_trusted, name_classes
+from noisylightning.phases.naming import ASKED, ask_trusted, name_classes
 from noisylightning.phases.report import report
 from noisylightning.run_folder import run_folder
 
@@ -144,7 +144,7 @@ class EstimationPhase(Phase):
         transition = found.transition
         if found.named or found.details or transition.layout != torch.strided:
             return found, False
-        trusted = ask_trusted(fit, self.predict) if exchangeable(transition) else None
+        trusted = ask_trusted(fit, self.predict) if exchangeable(transition, ASKED) else None
         order, decided = name_classes(transition, trusted, of_noisy_labels=True)
         if not decided:
             return found, False

@@ -9,6 +9,7 @@ from noisylightning.estimators import within_fit
 from noisylightning.functional.names import decide_names, exchangeable, name_rows
 from noisylightning.phases.base import Fit
 
+ASKED = 0.1  # as exchangeable's threshold: of which classes trusted labels are asked, for T-hat is only an estimate
 _ALMOST_ZERO = 1e-6  # of T, whose logarithm is needed
 
 
@@ -59,12 +60,12 @@ def name_classes(transition: Tensor, trusted: Answers | None, of_noisy_labels: b
         of_noisy_labels: Whether it predicts noisy labels, as in stage one: each row of T-hat then says how probable
             such a prediction is for a sample of its class. Else its classes are those of T-hat's rows.
     """
-    groups = exchangeable(transition)
-    if not groups or trusted is None:
+    if trusted is None or not exchangeable(transition, ASKED):
         return name_rows(transition), False
     log_probs = trusted.log_probs
     if of_noisy_labels:
         log_rows = transition.to(log_probs).clamp_min(_ALMOST_ZERO).log()
         log_probs = (log_probs.exp() @ log_rows.t()).log_softmax(dim=1)
-    decided = all(torch.isin(trusted.labels, torch.tensor(group)).any() for group in groups)
-    return decide_names(transition, log_probs, trusted.labels), decided
+    groups = exchangeable(transition)
+    decided = bool(groups) and all(torch.isin(trusted.labels, torch.tensor(group)).any() for group in groups)
+    return decide_names(transition, log_probs, trusted.labels, ASKED), decided

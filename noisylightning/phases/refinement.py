@@ -16,7 +16,6 @@ from noisylightning.functional.calibration import VectorScaling, calibrate
 from noisylightning.functional.consensus import paired_gain, smallest_distance
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
 from noisylightning.functional.information import MOST_CLASSES, standard_error
-from noisylightning.functional.names import exchangeable
 from noisylightning.phases.base import Candidate, Fit, Memory
 from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.naming import Answers, ask_trusted, name_classes
@@ -27,6 +26,7 @@ _ON_BALANCE = 1.0  # of trusted labels, where noisy ones are neither for T nor f
 _ENOUGH_TRUSTED = 10  # labels, that they decide whether T is any good
 _LEAST_SHARE = 0.25  # of the samples that carry a class's label must be as many in the class
 _STEPS = 5  # of calibration and expectation maximisation in a round
+_ALIKE = 0.1  # times the likelihood of two classes under each other's names
 _REPLICATES = 100  # for the standard errors of very many classes
 _MAX_REPLICATED = 2**24  # entries of all replicates together
 
@@ -164,7 +164,7 @@ class RefinementPhase(FoldsPhase):
         scalings = [VectorScaling.identity(len(transition)) for _ in parts]
         for _ in range(_STEPS):
             before = transition
-            alike = [label for group in exchangeable(before) for label in group]
+            alike = _alike(before)
             scalings = [
                 calibrate(part["logits"], part["noisy_labels"], before, part["index"], scaling, alike)
                 for part, scaling in zip(parts, scalings, strict=True)
@@ -250,6 +250,13 @@ def _log_likelihood(parts: list[dict[str, Tensor]], transitions: list[Tensor]) -
         scaling = calibrate(logits, labels, transition, part["index"])
         found.append(log_likelihood(scaling(logits), labels, transition))
     return torch.cat(found)
+
+
+def _alike(transition: Tensor) -> list[int]:
+    """Return the classes that give so much to each other that labels hardly tell which is which."""
+    own = transition.diagonal()
+    likelier = transition * transition.T > _ALIKE * own[:, None] * own
+    return likelier.fill_diagonal_(False).any(dim=1).nonzero()[:, 0].tolist()
 
 
 def _standard_error(parts: list[dict[str, Tensor]], before: Tensor, transition: Tensor) -> Tensor | None:
