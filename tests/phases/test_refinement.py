@@ -29,6 +29,7 @@ from noisylightning import (
 )
 from noisylightning.data import ArrayDataModule, TransitionNoise
 from noisylightning.errors import BadValue
+from noisylightning.functional.calibration import calibrate
 from noisylightning.functional.expectation_maximization import expected_counts, maximize
 from noisylightning.phases import Candidate, Memory, refinement
 from noisylightning.phases.folds import Plan
@@ -279,9 +280,17 @@ class Exchanged(AnchorEstimator):
 def test_trusted_labels_name_classes_that_noisy_labels_exchange(tmp_path, monkeypatch):
     """A warning would be an error here: none says that the two cannot be told apart."""
     monkeypatch.setattr(refinement, "_SURE", -100.0)  # names are the matter here, not whether T is any good
+    left_alone = []
+
+    def calibrated(*args):
+        left_alone.append(args[5] if len(args) > 5 else None)  # where T-hat is only judged, none is
+        return calibrate(*args)
+
+    monkeypatch.setattr(refinement, "calibrate", calibrated)
     data = exchanging(1)
     callback, *_ = refined(tmp_path, data, estimator=Exchanged, rounds=1)
     assert relative_l1_error(callback.transition, data.transition) < 0.25
+    assert left_alone == [None] * 2 + [[0, 1]] * 10 + [None] * 2
 
 
 @pytest.mark.parametrize("of_each", [5, 3])
