@@ -12,6 +12,7 @@ from noisylightning import ForwardCorrection, NoCorrection, judging
 from noisylightning.functional.class_conditional import class_conditional_test
 from noisylightning.functional.verdict import judge
 from noisylightning.judging import judge_fit
+from noisylightning.phases import refinement
 from noisylightning.results import evaluate_fit, publish_results
 from noisylightning.run_folder import run_folder
 
@@ -56,8 +57,9 @@ def test_it_tests_the_chosen_weights_on_validation_data_and_leaves_no_trace(tmp_
 
 
 @pytest.mark.filterwarnings("ignore:No T-hat foretells held-out labels")
-def test_refinement_says_how_much_t_gains(tmp_path):
-    """After one epoch nothing, so that T is the identity."""
+def test_refinement_says_how_much_t_gains(tmp_path, monkeypatch):
+    """Too little to be sure, so that T is the identity."""
+    monkeypatch.setattr(refinement, "_evidence", lambda *_: (0.01, 0.01, "no T"))
     callback = anchored(1, rounds=1, round_epochs=1)
     assert callback.gain is None
     run, model, data = fitted(tmp_path, [callback], max_epochs=2)
