@@ -25,9 +25,8 @@ from torch import Tensor
 
 import noisylightning as nl
 from noisylightning.errors import BadValue
-from noisylightning.functional.calibration import calibrate
-from noisylightning.functional.expectation_maximization import expected_counts, maximize
-from noisylightning.functional.information import standard_error
+from noisylightning.functional.bootstrap import part_of
+from noisylightning.functional.refinement import HeldOut, refine
 from noisylightning.predictions import Predictions
 
 ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -85,15 +84,15 @@ class Refined(nl.ConfidentJointEstimator):
         """Return T-hat after two rounds."""
         transition = super().compute().double()
         clean = (self.seen.logits.softmax(dim=1) @ TRUE.inverse()).clamp(min=1e-300).log()
-        labels, index = self.seen.noisy_labels, self.seen.index
         transition = 0.98 * transition + 0.02 / CLASSES  # a fit mixes too: zeros would stay
+        half = part_of(self.seen.index, 2) == 0
+        parts = [HeldOut(clean[of], self.seen.noisy_labels[of], self.seen.index[of]) for of in (half, ~half)]
         for _ in range(2):
-            scaling = None
-            for _ in range(5):
-                scaling = calibrate(clean, labels, transition, index, scaling)
-                transition = maximize(expected_counts(scaling(clean), labels, transition)[0])
-        assert scaling is not None
-        self.error = standard_error(scaling(clean), transition, index)
+            found = refine(parts, transition)
+            transition = found.transition
+        error = found.standard_error()
+        assert error is not None
+        self.error = error
         return transition
 
     def standard_error(self) -> Tensor:

@@ -70,7 +70,7 @@ def note_judged() -> list[dict[str, Any]]:
         found = judge(phase, candidate, parts)
         notes.append(
             {
-                "parts": list(parts),
+                "parts": [vars(part) for part in parts],
                 "before": candidate.transition,
                 "after": found.transition,
                 "standard_error": found.standard_error,

@@ -9,13 +9,10 @@ from torch import Tensor
 
 from noisylightning import internals
 from noisylightning.corrections import Correction
-from noisylightning.errors import BadValue, UserError
+from noisylightning.errors import UserError
 from noisylightning.estimators import within_fit
-from noisylightning.functional.bootstrap import standard_deviation
-from noisylightning.functional.calibration import VectorScaling, calibrate
 from noisylightning.functional.consensus import paired_gain, smallest_distance
-from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
-from noisylightning.functional.information import MOST_CLASSES, standard_error
+from noisylightning.functional.refinement import HeldOut, Refined, held_out_log_likelihood, refine
 from noisylightning.phases.base import Candidate, Fit, Memory
 from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.naming import Answers, ask_trusted, name_classes
@@ -24,11 +21,6 @@ from noisylightning.phases.report import report
 _SURE = 2.0  # standard errors by which T must foretell labels better than the identity
 _ON_BALANCE = 1.0  # of trusted labels, where noisy ones are neither for T nor for the identity
 _ENOUGH_TRUSTED = 10  # labels, that they decide whether T is any good
-_LEAST_SHARE = 0.25  # of the samples that carry a class's label must be as many in the class
-_STEPS = 5  # of calibration and expectation maximisation in a round
-_ALIKE = 0.1  # times the likelihood of two classes under each other's names
-_REPLICATES = 100  # for the standard errors of very many classes
-_MAX_REPLICATED = 2**24  # entries of all replicates together
 
 
 class RefinementPhase(FoldsPhase):
@@ -122,7 +114,8 @@ class RefinementPhase(FoldsPhase):
         """
         candidates, over, begun = list(memory.candidates), self._over, self._begun
         assert memory.correction is not None
-        candidates[self._place] = self._judged(candidates, memory.out_of_fold, memory.correction)
+        held_out = [HeldOut(**part) for part in memory.out_of_fold]
+        candidates[self._place] = self._judged(candidates, held_out, memory.correction)
         race = _contenders(candidates)
         if begun == len(candidates) * self.folds:
             best = max(race, key=lambda place: smallest_distance(candidates[place].transition), default=None)
@@ -136,13 +129,13 @@ class RefinementPhase(FoldsPhase):
         # All at once, so that an interruption leaves all to be done again.
         memory.candidates, self._over, self._begun, self._trained = candidates, over, begun, []
 
-    def _judged(self, candidates: list[Candidate], parts: list[dict[str, Tensor]], correction: Correction) -> Candidate:
+    def _judged(self, candidates: list[Candidate], held_out: list[HeldOut], correction: Correction) -> Candidate:
         running, number = candidates[self._place], self._over + 1
         if running.is_identity:
-            found = _log_likelihood(parts, [running.transition] * len(parts))
+            found = held_out_log_likelihood(held_out, [running.transition] * len(held_out))
             return replace(running, weights=self._trained, log_likelihood=found)
         try:
-            refined = replace(self._refined(running, parts), weights=self._trained)
+            refined = replace(self._refined(running, held_out), weights=self._trained)
             correction.set_transition(refined.transition, learn=False)  # which it may refuse
         except UserError as error:
             rank_zero_info(f"Round {number}, {running.name} is left out: {error}")
@@ -154,32 +147,14 @@ class RefinementPhase(FoldsPhase):
         )
         return refined
 
-    def _refined(self, candidate: Candidate, parts: list[dict[str, Tensor]]) -> Candidate:
-        """Calibrate and take a step of expectation maximisation, a few times; the others' T judges each part.
-
-        Classes that labels hardly tell apart stay as they are: how sure a network is of one in the place of another
-        cannot be told from their rows of T.
-        """
-        transition = candidate.transition
-        scalings = [VectorScaling.identity(len(transition)) for _ in parts]
-        for _ in range(_STEPS):
-            before = transition
-            alike = _alike(before)
-            scalings = [
-                calibrate(part["logits"], part["noisy_labels"], before, part["index"], scaling, alike)
-                for part, scaling in zip(parts, scalings, strict=True)
-            ]
-            scaled = [part | {"logits": scaling(part["logits"])} for part, scaling in zip(parts, scalings, strict=True)]
-            counts = [expected_counts(part["logits"], part["noisy_labels"], before)[0] for part in scaled]
-            total = sum(counts[1:], counts[0])
-            transition = maximize(total)
-        _require_every_class(total)
+    def _refined(self, candidate: Candidate, held_out: list[HeldOut]) -> Candidate:
+        found = refine(held_out, candidate.transition)
         last = self._over + 1 == self.plan.num_rounds
         return replace(
             candidate,
-            transition=transition.float(),
-            log_likelihood=_log_likelihood(parts, [maximize(total - own) for own in counts]),
-            standard_error=_standard_error(scaled, before, transition) if last else None,
+            transition=found.transition.float(),
+            log_likelihood=found.log_likelihood,
+            standard_error=_standard_error(found) if last else None,
         )
 
     def _choose(self, fit: Fit) -> None:
@@ -242,38 +217,14 @@ class RefinementPhase(FoldsPhase):
         self._over, self._trained, self._ended = state["over"], state["trained"], state["ended"]
 
 
-def _log_likelihood(parts: list[dict[str, Tensor]], transitions: list[Tensor]) -> Tensor:
-    """Return that of every sample's label, each part by a T of its own and as sure as its labels allow by that."""
-    found = []
-    for part, transition in zip(parts, transitions, strict=True):
-        logits, labels = part["logits"], part["noisy_labels"]
-        scaling = calibrate(logits, labels, transition, part["index"])
-        found.append(log_likelihood(scaling(logits), labels, transition))
-    return torch.cat(found)
-
-
-def _alike(transition: Tensor) -> list[int]:
-    """Return the classes that give so much to each other that labels hardly tell which is which."""
-    own = transition.diagonal()
-    likelier = transition * transition.T > _ALIKE * own[:, None] * own
-    return likelier.fill_diagonal_(False).any(dim=1).nonzero()[:, 0].tolist()
-
-
-def _standard_error(parts: list[dict[str, Tensor]], before: Tensor, transition: Tensor) -> Tensor | None:
-    """Return that of T-hat; of very many classes what the last step alone, from the T before, makes of it."""
+def _standard_error(found: Refined) -> Tensor | None:
+    """Return that of T-hat, where it can be had."""
     try:
-        if len(transition) <= MOST_CLASSES:
-            logits, index = (torch.cat([part[name] for part in parts]) for name in ("logits", "index"))
-            return standard_error(logits, transition, index).float()
-        if _REPLICATES * transition.numel() > _MAX_REPLICATED:
-            return None
-        counts = [
-            expected_counts(part["logits"], part["noisy_labels"], before, part["index"], _REPLICATES) for part in parts
-        ]
-        return standard_deviation(maximize(sum(counts[1:], counts[0])[1:])).float()
+        error = found.standard_error()
     except UserError as problem:  # T-hat itself is there
         rank_zero_warn(f"T-hat goes without standard errors: {problem}")
         return None
+    return None if error is None else error.float()
 
 
 def _gain(candidate: Candidate, identity: Candidate) -> tuple[float, float]:
@@ -315,14 +266,3 @@ def _contenders(candidates: list[Candidate]) -> list[int]:
         return gain <= _SURE * error
 
     return [place for place, log_likelihood in found.items() if is_close(log_likelihood)]
-
-
-def _require_every_class(counts: Tensor) -> None:
-    """Raise if a class is all but gone: one class in the place of two foretells labels well, and is no T."""
-    samples, labels = counts.sum(dim=1), counts.sum(dim=0)
-    least = int((samples / labels.clamp_min(1)).argmin())
-    if samples[least] < _LEAST_SHARE * labels[least]:
-        raise BadValue(
-            f"By it class {least} has {float(samples[least]):.0f} samples, though {float(labels[least]):.0f} carry its"
-            " label, so that another class stands for two."
-        )

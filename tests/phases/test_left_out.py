@@ -51,7 +51,7 @@ def test_rounds_end_where_every_refined_one_is_left_out(tmp_path, monkeypatch):
     def fail(*_):
         raise BadValue("It does not go on.")
 
-    monkeypatch.setattr("noisylightning.phases.refinement.maximize", fail)
+    monkeypatch.setattr("noisylightning.functional.refinement.maximize", fail)
     with pytest.warns(UserWarning, match=r"No T-hat foretells held-out labels better than none \(each was left out\)"):
         callback = fit(tmp_path, [Right])
     assert callback.transition.equal(torch.eye(CLASSES))

@@ -29,6 +29,7 @@ from noisylightning import (
 )
 from noisylightning.data import ArrayDataModule, TransitionNoise
 from noisylightning.errors import BadValue
+from noisylightning.functional import refinement as of_parts
 from noisylightning.functional.calibration import calibrate
 from noisylightning.functional.expectation_maximization import expected_counts, maximize
 from noisylightning.phases import Candidate, Memory, refinement
@@ -237,7 +238,7 @@ def test_where_every_t_hat_fails_in_a_round_t_stays_the_identity(tmp_path, monke
             raise BadValue("It does not work.")
         return expected_counts(*args)
 
-    monkeypatch.setattr(refinement, "expected_counts", counts)
+    monkeypatch.setattr(of_parts, "expected_counts", counts)
     with pytest.warns(UserWarning, match=r"better than none \(each was left out\), so T stays the identity"):
         callback, seen, _, _ = refined(tmp_path)
     assert torch.equal(callback.transition, torch.eye(CLASSES))
@@ -254,8 +255,8 @@ def test_a_replicate_without_a_class_costs_the_standard_errors_alone(tmp_path, m
             raise BadValue("The network holds no sample for one of class 2.")
         return maximize(counts)
 
-    monkeypatch.setattr(refinement, "maximize", maximized)
-    monkeypatch.setattr(refinement, "MOST_CLASSES", CLASSES - 1)  # more than it has numbers for
+    monkeypatch.setattr(of_parts, "maximize", maximized)
+    monkeypatch.setattr(of_parts, "MOST_CLASSES", CLASSES - 1)  # more than it has numbers for
     with pytest.warns(UserWarning, match="goes without standard errors: The network holds no sample"):
         callback, *_ = refined(tmp_path, estimator=AnchorEstimator, rounds=1)
     assert callback.standard_error is None
@@ -286,7 +287,7 @@ def test_trusted_labels_name_classes_that_noisy_labels_exchange(tmp_path, monkey
         left_alone.append(args[5] if len(args) > 5 else None)  # where T-hat is only judged, none is
         return calibrate(*args)
 
-    monkeypatch.setattr(refinement, "calibrate", calibrated)
+    monkeypatch.setattr(of_parts, "calibrate", calibrated)
     data = exchanging(1)
     callback, *_ = refined(tmp_path, data, estimator=Exchanged, rounds=1)
     assert relative_l1_error(callback.transition, data.transition) < 0.25

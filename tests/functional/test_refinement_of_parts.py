@@ -1,0 +1,73 @@
+"""Refining T by what networks say of samples that they have not seen."""
+
+import pytest
+import torch
+
+from noisylightning.functional import refinement
+from noisylightning.functional.refinement import HeldOut, held_out_log_likelihood, refine
+from noisylightning.transition import relative_l1_error, symmetric
+
+CLASSES = 3
+TRUE = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.0, 0.1, 0.9]], dtype=torch.float64)
+
+
+def parts(true: torch.Tensor = TRUE, num: int = 6000, stretched: float = 1.0) -> list[HeldOut]:
+    """Calibrated predictions of overlapping classes, or overconfident ones, in two parts."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(num, CLASSES, generator=generator, dtype=torch.float64)
+    clean = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+    labels = torch.multinomial(true[clean], 1, generator=generator)[:, 0]
+    index = torch.arange(num)
+    return [HeldOut(stretched * logits[half::2], labels[half::2], index[half::2]) for half in (0, 1)]
+
+
+@pytest.mark.parametrize("stretched", [0.5, 1.0, 2.0])
+def test_it_finds_t_from_a_poor_start_however_sure_the_networks_are(stretched):
+    start = symmetric(CLASSES, 0.4).double()
+    found = refine(parts(stretched=stretched), start)
+    assert relative_l1_error(found.transition, TRUE) < 0.2 * relative_l1_error(start, TRUE)
+    error = found.standard_error()
+    assert ((found.transition - TRUE).abs() < 4 * error + 0.01).all()
+
+
+def test_the_truth_is_likelier_than_the_start_and_than_none():
+    held_out, start = parts(), symmetric(CLASSES, 0.4).double()
+    found = refine(held_out, start)
+    for other in (start, torch.eye(CLASSES, dtype=torch.float64)):
+        assert found.log_likelihood.mean() > held_out_log_likelihood(held_out, [other, other]).mean()
+
+
+def test_it_is_the_same_in_any_order_within_the_parts():
+    held_out, start = parts(num=600), symmetric(CLASSES, 0.4).double()
+    shuffled = []
+    for part in held_out:
+        order = torch.randperm(len(part.index), generator=torch.Generator().manual_seed(1))
+        shuffled.append(HeldOut(part.logits[order], part.noisy_labels[order], part.index[order]))
+    one, other = refine(held_out, start), refine(shuffled, start)
+    assert torch.equal(one.transition, other.transition)
+    assert torch.equal(one.standard_error(), other.standard_error())
+
+
+def test_classes_that_exchange_their_labels_keep_their_scores():
+    even = torch.tensor([[0.4, 0.6, 0.0], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    held_out = parts(even, stretched=2.0)
+    found = refine(held_out, even)
+    for part, scaled in zip(held_out, found.parts, strict=True):
+        between = part.logits[:, 0] - part.logits[:, 1]
+        torch.testing.assert_close(scaled.logits[:, 0] - scaled.logits[:, 1], between)
+        assert scaled.logits[:, 2].std() < 0.95 * part.logits[:, 2].std()
+
+
+def test_of_very_many_classes_the_last_step_has_standard_errors_or_none(monkeypatch):
+    found = refine(parts(), symmetric(CLASSES, 0.4).double())
+    whole = found.standard_error()
+    monkeypatch.setattr(refinement, "MOST_CLASSES", CLASSES - 1)
+    assert (found.standard_error() < 1.2 * whole + 1e-3).all()
+    monkeypatch.setattr(refinement, "_MAX_REPLICATED", 1)
+    assert found.standard_error() is None
+
+
+def test_a_class_that_is_all_but_gone_is_refused(monkeypatch):
+    monkeypatch.setattr(refinement, "_LEAST_SHARE", 1.5)  # which then the class of the fewest samples is
+    with pytest.raises(ValueError, match=r"samples, though \d+ carry its label, so that another class stands for two"):
+        refine(parts(), symmetric(CLASSES, 0.4).double())
