@@ -10,6 +10,7 @@ from torch import Tensor
 from noisylightning import internals
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue
+from noisylightning.transition import SparseTransition
 
 
 @dataclass
@@ -112,6 +113,16 @@ class Memory:
         self.transition = _joined(state["transition"])
         self.chosen = None if state["chosen"] is None else Chosen(**state["chosen"])
         self.candidates = [Candidate(**candidate) for candidate in state["candidates"]]
+
+
+def suited(correction: Correction, transition: Tensor) -> Tensor:
+    """Return a dense T in the layout that a correction takes: sparse where its own T is.
+
+    Args:
+        correction: The correction.
+        transition: T, ``(C, C)``, dense.
+    """
+    return transition.to_sparse() if isinstance(correction.T, SparseTransition) else transition
 
 
 def _parts(transition: Tensor | None) -> Any:

@@ -25,6 +25,7 @@ from noisylightning.phases.identity import identify
 from noisylightning.phases.naming import ASKED, ask_trusted, name_classes
 from noisylightning.phases.report import report
 from noisylightning.run_folder import run_folder
+from noisylightning.transition import SparseTransition
 
 
 def predict_first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -38,12 +39,6 @@ def predict_first_two(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 _AT_RANDOM = 0.02  # of the labels
-
-
-def _without_zeros(transition: Tensor) -> Tensor:
-    if transition.layout != torch.strided:
-        return transition
-    return (1 - _AT_RANDOM) * transition + _AT_RANDOM / len(transition)
 
 
 class EstimationPhase(Phase):
@@ -157,19 +152,24 @@ class EstimationPhase(Phase):
     def _usable(fit: Fit, found: list[Candidate]) -> list[Candidate]:
         """Return those that the correction takes, which may refuse a T that is hardly invertible; at least one.
 
-        Expectation maximisation never leaves a zero, so a little of T is mixed with labels drawn at random.
+        Expectation maximisation never leaves a zero, so a little of T is mixed with labels drawn at random; not of one
+        that has to stay sparse.
         """
         assert fit.memory.correction is not None
-        found = [replace(candidate, transition=_without_zeros(candidate.transition)) for candidate in found]
+        correction = fit.memory.correction
         usable, failure = [], None
         for candidate in found:
             try:
-                fit.memory.correction.set_transition(candidate.transition, learn=False)
+                correction.set_transition(candidate.transition, learn=False)
+                transition = candidate.transition.to_dense()
+                if not isinstance(correction.T, SparseTransition):
+                    transition = (1 - _AT_RANDOM) * transition + _AT_RANDOM / len(transition)
+                    correction.set_transition(transition, learn=False)
             except UserError as error:
                 failure = failure or error
                 rank_zero_info(f"{candidate.name} is left out: {error}")
             else:
-                usable.append(replace(candidate, details={}))
+                usable.append(replace(candidate, transition=transition, details={}))
         if failure is not None and not usable:
             raise failure
         return usable

@@ -13,7 +13,7 @@ from noisylightning.errors import UserError
 from noisylightning.estimators import within_fit
 from noisylightning.functional.consensus import paired_gain, smallest_distance
 from noisylightning.functional.refinement import HeldOut, Refined, held_out_log_likelihood, refine
-from noisylightning.phases.base import Candidate, Fit, Memory
+from noisylightning.phases.base import Candidate, Fit, Memory, suited
 from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.naming import Answers, ask_trusted, name_classes
 from noisylightning.phases.report import report
@@ -80,7 +80,7 @@ class RefinementPhase(FoldsPhase):
         memory, candidate = fit.memory, fit.memory.candidates[self._place]
         fit.module.load_state_dict((candidate.weights if self._over else memory.fold_weights)[self._fold])
         assert memory.correction is not None
-        memory.correction.set_transition(candidate.transition, learn=False)
+        memory.correction.set_transition(suited(memory.correction, candidate.transition), learn=False)
         self._restart(fit)
 
     def end(self, fit: Fit) -> None:
@@ -136,7 +136,7 @@ class RefinementPhase(FoldsPhase):
             return replace(running, weights=self._trained, log_likelihood=found)
         try:
             refined = replace(self._refined(running, held_out), weights=self._trained)
-            correction.set_transition(refined.transition, learn=False)  # which it may refuse
+            correction.set_transition(suited(correction, refined.transition), learn=False)  # which it may refuse
         except UserError as error:
             rank_zero_info(f"Round {number}, {running.name} is left out: {error}")
             return replace(running, weights=[], log_likelihood=None)
@@ -159,6 +159,7 @@ class RefinementPhase(FoldsPhase):
 
     def _choose(self, fit: Fit) -> None:
         memory = fit.memory
+        assert memory.correction is not None
         internals.train_on(fit.trainer, self._source)
         labels = torch.cat([part["noisy_labels"] for part in memory.out_of_fold])
         counts = labels.bincount(minlength=fit.num_classes)
@@ -183,10 +184,12 @@ class RefinementPhase(FoldsPhase):
         memory.gain = gain, error
         if gain > bar * error:
             standard_error = None if best.standard_error is None else best.standard_error[order]
-            memory.transition, memory.standard_error = best.transition[order], standard_error
+            memory.transition = suited(memory.correction, best.transition[order])
+            memory.standard_error = standard_error
             report(fit, evidence, counts)
         else:
-            memory.transition, memory.standard_error, memory.named = torch.eye(fit.num_classes), None, False
+            memory.transition = suited(memory.correction, identity.transition)
+            memory.standard_error, memory.named = None, False
             report(fit, "the identity", counts)
             rank_zero_warn(
                 f"No T-hat foretells held-out labels better than none ({evidence}), so T stays the identity and the"

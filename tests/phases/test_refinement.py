@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from toy import (
 
 from noisylightning import (
     AnchorEstimator,
+    ConfidentJointEstimator,
     ConsensusEstimator,
     EstimateTransitionCallback,
     ForwardCorrection,
@@ -34,7 +36,7 @@ from noisylightning.functional.calibration import calibrate
 from noisylightning.functional.expectation_maximization import expected_counts, maximize
 from noisylightning.phases import Candidate, Memory, refinement
 from noisylightning.phases.folds import Plan
-from noisylightning.transition import VolumeMinimization, from_flips, relative_l1_error
+from noisylightning.transition import SparseTransition, VolumeMinimization, from_flips, relative_l1_error
 
 
 class First(Callback):
@@ -207,6 +209,19 @@ def test_a_module_without_a_correction_is_told_the_most_central_unrefined(tmp_pa
     assert set(seen.names()) == {"noisy labels", "folds", "correction"}
     assert seen.names().count("folds") == 2 * 4  # as long as stage one, since they only predict
     assert torch.equal(model.told, callback.transition)
+
+
+@pytest.mark.parametrize("takes", [None, SparseTransition(CLASSES)], ids=["dense", "sparse"])
+def test_a_sparse_t_hat_is_refined_in_the_layout_that_the_correction_takes(tmp_path, takes):
+    correction = ForwardCorrection(takes, num_classes=None if takes else CLASSES)
+    sparse = partial(ConfidentJointEstimator, max_entries=2)
+    callback, *_, model = refined(tmp_path, model=classifier(correction=correction), estimator=sparse, rounds=1)
+    found = callback.transition
+    assert found.layout == (torch.strided if takes is None else torch.sparse_coo)
+    assert torch.equal(model.correction.transition, found.to_dense())
+    assert relative_l1_error(found.to_dense(), TRUE) < 0.3
+    if takes is not None:
+        assert (found.to_dense() > 0).sum() < CLASSES**2
 
 
 class Random(Indexed):
