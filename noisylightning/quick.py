@@ -167,6 +167,9 @@ def _of_neighbours(features: NoisyDataModule, output: Path) -> Tensor | None:
     except UserError as error:
         rank_zero_info(f"T-hat is the identity, by which no label is wrong, so there is no audit. {error}")
         return None
+    if torch.equal(found, torch.eye(len(found))):
+        rank_zero_info("T-hat is the identity, and that of the nearest neighbours too: no label is found to be wrong.")
+        return None
     rank_zero_info(
         "T-hat is the identity, by which no label is wrong: they are ranked by T-hat of the nearest neighbours, which"
         " nothing shows to be better, so do not trust how many it says are wrong."

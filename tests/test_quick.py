@@ -73,6 +73,14 @@ def test_neighbours_that_tell_nothing_leave_no_audit(tmp_path, caplog, monkeypat
     assert "so there is no audit. Features are constant." in caplog.text
 
 
+def test_labels_that_neighbours_find_right_leave_no_audit(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(noisylightning.quick, "estimate_from_data", lambda *_: torch.eye(2))
+    inputs = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    assert quick(ArrayDataModule((inputs, torch.arange(300) % 2)), output=tmp_path, epochs=1).audit is None
+    assert "no label is found to be wrong" in caplog.text
+
+
 def test_a_table_of_texts_by_the_command(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.chdir(tmp_path)

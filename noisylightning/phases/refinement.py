@@ -27,8 +27,8 @@ class RefinementPhase(FoldsPhase):
     """Refine each T-hat in rounds, and take the one that foretells the labels best.
 
     In a round K networks are trained with a T in the loss, each without one of K parts of the data, going on from the
-    networks of the round before. What they say of the parts that they have not seen refines T by a step of expectation
-    maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy, takes part.
+    networks of the round before. What they say of the parts that they have not seen, calibrated, refines T by
+    expectation maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy, takes part.
     After the first round the best T goes on alone, beside the identity. After the last it is taken if the labels are
     more probable with it, by two standard errors, than with the identity and than by their shares alone; else T is the
     identity. Where there are trusted labels, ten or more, and they are so much more probable, or less, they decide;
