@@ -28,11 +28,11 @@ class RefinementPhase(FoldsPhase):
 
     In a round K networks are trained with a T in the loss, each without one of K parts of the data, going on from the
     networks of the round before. What they say of the parts that they have not seen, calibrated, refines T by
-    expectation maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy, takes part.
-    After the first round the best T goes on alone, beside the identity. After the last it is taken if the labels are
-    more probable with it, by two standard errors, than with the identity and than by their shares alone; else T is the
-    identity. Where there are trusted labels, ten or more, and they are so much more probable, or less, they decide;
-    also where noisy labels are for neither, and then one standard error is enough.
+    expectation maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy,
+    takes part. After the first round the best T goes on alone, beside the identity. After the last it is taken if the
+    labels are more probable with it, by two standard errors, than with the identity and than by their shares alone;
+    else T is the identity. Where there are trusted labels, ten or more, and they are so much more probable, or less,
+    they decide; also where noisy labels are for neither, and then one standard error is enough.
 
     Its T-hats are ``fit.memory.candidates``, of which the first is the identity. The fit becomes longer by its epochs.
     """
