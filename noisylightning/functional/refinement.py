@@ -14,7 +14,7 @@ from noisylightning.functional.expectation_maximization import expected_counts, 
 from noisylightning.functional.information import MOST_CLASSES, standard_error
 
 _STEPS = 5  # after which T-hat moves by less than its standard errors
-_ALIKE = 0.1  # times the likelihood of two classes under each other's names
+_ALIKE = 0.3  # times the likelihood of two classes under each other's names
 _LEAST_SHARE = 0.25  # of the samples that carry a class's label must be as many in the class
 _REPLICATES = 100  # for the standard errors of very many classes
 _MAX_REPLICATED = 2**24  # entries of all replicates together

@@ -41,6 +41,7 @@ class Candidate:
         log_likelihood: Log-likelihood of each sample's label by the network that was trained without it, float64 of
             shape ``(N,)``; None as long as there is none.
         standard_error: Standard error of each entry of T, where it was computed.
+        rounds: In how many it was refined.
         details: What the estimator has found beside it.
         named: Whether clean labels have made the rows, so that each has its class's name.
     """
@@ -50,6 +51,7 @@ class Candidate:
     weights: list[dict[str, Any]] = field(default_factory=list)
     log_likelihood: Tensor | None = None
     standard_error: Tensor | None = None
+    rounds: int = 0
     details: dict[str, Tensor] = field(default_factory=dict)
     named: bool = False
 

@@ -18,7 +18,7 @@ from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.naming import Answers, ask_trusted, name_classes
 from noisylightning.phases.report import report
 
-_SURE = 2.0  # standard errors by which T must foretell labels better than the identity
+_SURE = 2.0  # standard errors by which T must foretell labels better than the identity, or a round worse than another
 _ON_BALANCE = 1.0  # of trusted labels, where noisy ones are neither for T nor for the identity
 _ENOUGH_TRUSTED = 10  # labels, that they decide whether T is any good
 
@@ -29,7 +29,8 @@ class RefinementPhase(FoldsPhase):
     In a round K networks are trained with a T in the loss, each without one of K parts of the data, going on from the
     networks of the round before. What they say of the parts that they have not seen, calibrated, refines T by
     expectation maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy,
-    takes part. After the first round the best T goes on alone, beside the identity. After the last it is taken if the
+    takes part. After the first round the best T goes on alone, beside the identity; a round that makes labels less
+    probable by two standard errors, since its networks know theirs by heart, changes nothing. In the end T is taken if
     labels are more probable with it, by two standard errors, than with the identity and than by their shares alone;
     else T is the identity. Where there are trusted labels, ten or more, and they are so much more probable, or less,
     they decide; also where noisy labels are for neither, and then one standard error is enough.
@@ -133,13 +134,21 @@ class RefinementPhase(FoldsPhase):
         running, number = candidates[self._place], self._over + 1
         if running.is_identity:
             found = held_out_log_likelihood(held_out, [running.transition] * len(held_out))
-            return replace(running, weights=self._trained, log_likelihood=found)
+            trained = replace(running, weights=self._trained, log_likelihood=found)
+            return running if _is_worse(trained, running) else trained
         try:
             refined = replace(self._refined(running, held_out), weights=self._trained)
             correction.set_transition(suited(correction, refined.transition), learn=False)  # which it may refuse
         except UserError as error:
             rank_zero_info(f"Round {number}, {running.name} is left out: {error}")
             return replace(running, weights=[], log_likelihood=None)
+        if _is_worse(refined, running):
+            gain, spread = _gain(refined, running)
+            rank_zero_info(
+                f"Round {number}, {running.name}: log-likelihood of a held-out label {gain:+.4f} ± {spread:.4f} against"
+                " the round before, so T-hat stays as it was."
+            )
+            return running
         gain, spread = _gain(refined, candidates[0])
         rank_zero_info(
             f"Round {number}, {running.name}: log-likelihood of a held-out label {gain:+.4f} ± {spread:.4f} against"
@@ -149,12 +158,12 @@ class RefinementPhase(FoldsPhase):
 
     def _refined(self, candidate: Candidate, held_out: list[HeldOut]) -> Candidate:
         found = refine(held_out, candidate.transition)
-        last = self._over + 1 == self.plan.num_rounds
         return replace(
             candidate,
             transition=found.transition.float(),
             log_likelihood=found.log_likelihood,
-            standard_error=_standard_error(found) if last else None,
+            standard_error=_standard_error(found),
+            rounds=self._over + 1,
         )
 
     def _choose(self, fit: Fit) -> None:
@@ -180,7 +189,8 @@ class RefinementPhase(FoldsPhase):
                     bar = _ON_BALANCE if undecided else _SURE
                     gain, error = gain_trusted, error_trusted
                     evidence = f"log-likelihood of a trusted label {gain:+.4f} ± {error:.4f} against no T"
-            evidence = f"{best.name}, refined in {self.plan.num_rounds} rounds; {evidence}"
+            rounds = f"{best.rounds} round{'s' * (best.rounds > 1)}"
+            evidence = f"{best.name}, refined in {rounds}; {evidence}"
         memory.gain = gain, error
         if gain > bar * error:
             standard_error = None if best.standard_error is None else best.standard_error[order]
@@ -230,11 +240,19 @@ def _standard_error(found: Refined) -> Tensor | None:
     return None if error is None else error.float()
 
 
-def _gain(candidate: Candidate, identity: Candidate) -> tuple[float, float]:
-    """Return by how much a candidate foretells labels better than the identity, and its standard error."""
+def _gain(candidate: Candidate, rival: Candidate) -> tuple[float, float]:
+    """Return by how much a candidate foretells labels better than another, and its standard error."""
     assert candidate.log_likelihood is not None
-    assert identity.log_likelihood is not None
-    return paired_gain(candidate.log_likelihood, identity.log_likelihood)
+    assert rival.log_likelihood is not None
+    return paired_gain(candidate.log_likelihood, rival.log_likelihood)
+
+
+def _is_worse(candidate: Candidate, before: Candidate) -> bool:
+    """Tell whether a candidate foretells labels worse than it did before its last round."""
+    if before.log_likelihood is None:
+        return False
+    gain, error = _gain(candidate, before)
+    return gain < -_SURE * error
 
 
 def _evidence(candidate: Candidate, identity: Candidate, labels: Tensor) -> tuple[float, float, str]:

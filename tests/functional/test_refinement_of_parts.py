@@ -30,6 +30,13 @@ def test_it_finds_t_from_a_poor_start_however_sure_the_networks_are(stretched):
     assert ((found.transition - TRUE).abs() < 4 * error + 0.01).all()
 
 
+def test_classes_that_give_each_other_some_labels_are_calibrated_all_the_same():
+    """At symmetric 0.9, a class's own counted in, each keeps twice what it gives to another."""
+    true = torch.full((CLASSES, CLASSES), 0.25, dtype=torch.float64) + 0.25 * torch.eye(CLASSES)
+    found = refine(parts(true, num=20_000, stretched=0.5), true)
+    assert relative_l1_error(found.transition, true) < 0.04
+
+
 def test_the_truth_is_likelier_than_the_start_and_than_none():
     held_out, start = parts(), symmetric(CLASSES, 0.4).double()
     found = refine(held_out, start)

@@ -34,6 +34,7 @@ from noisylightning.errors import BadValue
 from noisylightning.functional import refinement as of_parts
 from noisylightning.functional.calibration import calibrate
 from noisylightning.functional.expectation_maximization import expected_counts, maximize
+from noisylightning.functional.refinement import Refined
 from noisylightning.phases import Candidate, Memory, refinement
 from noisylightning.phases.folds import Plan
 from noisylightning.transition import SparseTransition, VolumeMinimization, from_flips, relative_l1_error
@@ -161,6 +162,45 @@ def test_who_is_out_stays_out_and_keeps_no_networks(monkeypatch):
     far = ("strays", 0.4 * torch.eye(3) + 0.2, 99 * (spread - spread.mean()) + 0.01)  # all are close to it
     _, best = judged_in_turn(monkeypatch, [*found, far])
     assert best.name == "leads"
+
+
+def twice_judged(monkeypatch, caplog, log_likelihoods, name="found"):
+    """The candidate after two rounds in which labels are so probable."""
+    caplog.set_level(logging.INFO)
+    phase, correction = refinement.RefinementPhase(Plan(folds=2, rounds=2), predict=None), ForwardCorrection()
+    rival = Candidate("identity", torch.eye(3), log_likelihood=torch.full((100,), -9.0))
+    candidate, outcomes = Candidate(name, torch.eye(3)), []
+    for over, log_likelihood in enumerate(log_likelihoods):
+        phase._over, phase._begun, phase._trained = over, 4, [{"round": over}]
+        found = Refined((0.7 - 0.3 * over) * torch.eye(3) + 0.1 + 0.1 * over, log_likelihood, torch.eye(3), [])
+        monkeypatch.setattr(refinement, "refine", lambda *_, found=found: found)
+        monkeypatch.setattr(refinement, "held_out_log_likelihood", lambda *_, found=found: found.log_likelihood)
+        monkeypatch.setattr(refinement, "_standard_error", lambda _, over=over: torch.full((3, 3), over / 10))
+        candidate = phase._judged([rival, candidate], [], correction)
+        outcomes.append(candidate)
+    return outcomes
+
+
+def test_a_round_that_makes_labels_less_probable_changes_nothing(monkeypatch, caplog):
+    """Its networks know their own labels by heart, which a T-hat of what they say takes for noise."""
+    spread = torch.randn(100, generator=torch.Generator().manual_seed(0)) / 10
+    once, twice = twice_judged(monkeypatch, caplog, [torch.zeros(100), spread - 0.1])
+    assert twice is once
+    assert (once.rounds, once.weights, float(once.standard_error.max())) == (1, [{"round": 0}], 0.0)
+    assert "Round 2, found: log-likelihood of a held-out label -0.0" in caplog.text
+    assert "against the round before, so T-hat stays as it was" in caplog.text
+
+
+def test_a_round_that_may_be_as_good_counts(monkeypatch, caplog):
+    spread = torch.randn(100, generator=torch.Generator().manual_seed(0)) / 10
+    _, twice = twice_judged(monkeypatch, caplog, [torch.zeros(100), spread - spread.mean() - 0.01])
+    assert (twice.rounds, twice.weights) == (2, [{"round": 1}])
+    assert "stays as it was" not in caplog.text
+
+
+def test_the_identity_too_is_as_good_as_it_was_at_its_best(monkeypatch, caplog):
+    once, twice = twice_judged(monkeypatch, caplog, [torch.zeros(100), torch.full((100,), -0.1)], name="identity")
+    assert twice is once
 
 
 def test_stage_two_may_go_on_from_stage_ones_weights(tmp_path):
