@@ -5,14 +5,15 @@
     noisylightning features --data IMDBDataModule --encoder minilm --output imdb
     python benchmarks/features.py --features imdb --batch-size 128 --rates 1e-3 1e-2 --alphas 0
 
-(both with ``--precision bf16`` for the committed results; of CIFAR-10 they have one or two seeds of the drawn noises,
-and Mixup for one seed of three sets, so far). A linear head and AdamW. Learning rate and weight decay are
+(both with ``--precision bf16`` for the committed results; of CIFAR-10 they have Mixup for one seed of three sets, so
+far). A linear head and AdamW. Learning rate and weight decay are
 chosen for each line by the same search, on the noisy validation accuracy of the first seed; weights by that of every
 epoch. Labels are those that people gave, or drawn by the paper's noises. T-hat comes from nearest neighbours before any
 training (``clusterability``), from the samples that cross-entropy's network is surest of (``anchors``), and by the
 default of a fit in two stages (``default``, rounds of half a stage), each once for a set of labels and a seed;
-"measured T" is counted with the clean labels. The clean test set is used once for the last and once for the selected
-weights. ELR remembers each sample, which a mixed one is not, so that it goes without Mixup.
+"measured T" is counted with the clean labels. "forward GCE" corrects generalised cross-entropy by it. The clean test
+set is used once for the last and once for the selected weights. ELR remembers each sample, which a mixed one is not,
+so that it goes without Mixup.
 
 The audit judges all training labels by the selected weights of "forward, default" without Mixup and its T-hat, beside
 cleanlab's rankings on 5-fold posteriors of cross-entropy's head.
@@ -71,7 +72,9 @@ LOSSES: dict[str, Callable[[], losses.Loss]] = {
     ),
 }
 ESTIMATES = ("clusterability", "anchors", "default", "measured T")
-METHODS = (*LOSSES, "ELR", *(f"forward, {name}" for name in ESTIMATES))
+FORWARD = {"forward": "cross-entropy", "forward GCE": "GCE"}
+CORRECTED = (*(("forward", name) for name in ESTIMATES), ("forward GCE", "default"), ("forward GCE", "measured T"))
+METHODS = (*LOSSES, "ELR", *(", ".join(line) for line in CORRECTED))
 DECAYS = [0.1, 3.0]
 AUDITED = "forward, default"
 FOLDS = 5  # of cleanlab's posteriors
@@ -123,7 +126,8 @@ def correction_of(method: str, transitions: dict[str, Tensor], data: FeaturesDat
     if method == "ELR":
         samples = data.manifest.parts["train"].rows
         return nl.NoCorrection(loss=losses.EarlyLearningRegularization(samples, data.num_classes))
-    return nl.ForwardCorrection(transitions[method.removeprefix("forward, ")].float())
+    how, _, name = method.partition(", ")
+    return nl.ForwardCorrection(transitions[name].float(), loss=LOSSES[FORWARD[how]]())
 
 
 def trainer_of(folder: str, epochs: int, callbacks: list[Callback]) -> Trainer:
@@ -253,10 +257,10 @@ def main() -> None:
             line = {"labels": labels, "method": method, "alpha": alpha}
             if any((line | {"seed": seed}).items() <= result.items() for result in runs):
                 continue
-            name = method.removeprefix("forward, ")
-            if name != method and not transitions:
+            name = method.partition(", ")[2]  # of the T-hat, where there is one
+            if name and not transitions:
                 transitions = estimates(data, seed, arguments.epochs, arguments.rates[0])
-            if name != method and name not in transitions:
+            if name and name not in transitions:
                 continue  # it has refused, and said why
             mixes = functools.partial(_mixes, alpha, seed)
             first = next((result for result in runs if line.items() <= result.items()), None)
@@ -274,7 +278,7 @@ def main() -> None:
             seed_everything(seed, verbose=False)
             model = model_of(data, correction_of(method, transitions, data), **options)
             found = run(model, data, arguments.epochs, mixes())
-            if name != method:
+            if name:
                 found["error"] = float(
                     relative_l1_error(transitions[name].double(), transitions["measured T"].double())
                 )
