@@ -120,7 +120,9 @@ def clean_confusion_matrix(
                 [0.0500, 0.4500]], dtype=torch.float64)
     """
     clean = _Clean.of(counts, transition, standard_error)
-    variance = (clean.inverse.square().T @ clean.seen - clean.joint.square()).clamp_min(0) / (clean.num - 1)
+    # One more in each cell: the normal interval of a few is too narrow, and that of none would have no width.
+    seen = clean.seen + 1 / clean.num
+    variance = (clean.inverse.square().T @ seen - clean.joint.square()).clamp_min(0) / (clean.num - 1)
     if clean.standard_error is not None:
         variance = variance + clean.column_variance().T @ clean.joint.square()
     return Estimate(clean.joint, variance.sqrt())
@@ -136,7 +138,8 @@ def clean_accuracy(
 
     The accuracy is the mean of :math:`T^{-1}[\text{noisy}, \text{predicted}]`, which is unbiased:
     :math:`\sum_j T_{ij} (T^{-1})_{jk} = 1` if ``i = k``, else 0. (It is backward correction, Patrini et al. 2017,
-    Theorem 1, of the zero-one loss.) Recalls are ratios, whose errors come by the delta method.
+    Theorem 1, of the zero-one loss.) Recalls are ratios, whose errors come by the delta method, and whose bias, which
+    sampling makes, is taken off in second order (Tin 1965, Comparison of some ratio estimators).
 
     Args:
         counts: As in :func:`clean_confusion_matrix`.
@@ -161,7 +164,7 @@ def clean_accuracy(
         >>> accuracy.interval()
         (tensor(0.8087, dtype=torch.float64), tensor(0.9913, dtype=torch.float64))
         >>> clean_accuracy(counts, T, average="none").value
-        tensor([0.9000, 0.9000], dtype=torch.float64)
+        tensor([0.9000, 0.8960], dtype=torch.float64)
     """
     clean = _Clean.of(counts, transition, standard_error)
     right = clean.joint.diagonal()
@@ -179,13 +182,14 @@ def clean_accuracy(
         )
     recall = right / shares
     weights = (eye - recall[:, None]) / shares[:, None]  # row i: the gradient of recall i, which M[i] alone enters
+    unbiased = recall - clean.bias_of_ratios()
     if average == "macro":
-        return Estimate(recall.mean(), clean.variance(weights / len(recall)).sqrt())
+        return Estimate(unbiased.mean(), clean.variance(weights / len(recall)).sqrt())
     squares = clean.inverse.square().T @ clean.seen  # the mean of each f is zero
     variance = (squares * weights.square()).sum(dim=1) / (clean.num - 1)
     if clean.standard_error is not None:
         variance = variance + (clean.column_variance() * (clean.joint @ weights.T).square()).sum(dim=0)
-    return Estimate(recall, variance.sqrt())
+    return Estimate(unbiased, variance.sqrt())
 
 
 # Two networks
@@ -449,6 +453,16 @@ class _Clean:
         if self.standard_error is None:
             return sampling
         return sampling + row_variance(self.joint @ scores.T, self.standard_error).sum()
+
+    def bias_of_ratios(self) -> Tensor:
+        """By how much sampling raises each recall, a ratio of two noisy sums, in second order: ``(C,)``.
+
+        For a ratio m / s it is ``((m / s) Var(s) - Cov(m, s)) / s^2`` (Tin 1965).
+        """
+        squares, right, shares = self.inverse.square(), self.joint.diagonal(), self.joint.sum(dim=1)
+        variance = (self.seen.sum(dim=1) @ squares - shares.square()) / (self.num - 1)
+        covariance = ((self.seen * squares).sum(dim=0) - right * shares) / (self.num - 1)
+        return (right / shares * variance - covariance) / shares.square()
 
     def column_variance(self) -> Tensor:
         """The variance of ``sum_a T[b, a] (T^-1)[a, i]`` by T's errors alone, for each row b and each i."""
