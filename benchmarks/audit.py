@@ -6,9 +6,10 @@
 ``transition.py``. For each noise and seed one default fit (cross-entropy, T-hat, forward correction with it) gives
 T-hat and the network by which the audit judges all 60,000 labels, those of validation included; "2 folds" judges each
 by a network that is trained with the same T-hat and without the sample. Where the default leaves T the identity, by
-which no label is wrong, the audit refuses and names the way out, a T-hat that is taken as it is: "rounds=0". cleanlab
-gets the 5-fold posteriors of cross-entropy on the same architecture, and ranks by self-confidence and by normalised
-margin; how many labels are wrong it says by ``num_label_issues``, and which by ``find_label_issues``.
+which no label is wrong, the audit refuses and names the way out, a T-hat that is taken as it is, "rounds=0", whose
+audit is the one to train on then. cleanlab gets the 5-fold posteriors of cross-entropy on the same architecture, and
+ranks by self-confidence and by normalised margin; how many labels are wrong it says by ``num_label_issues``, and which
+by ``find_label_issues``.
 
 Then cross-entropy is trained on the labels as they are, on those that the audit relabels, drops or makes soft, and
 without those that cleanlab finds; forward correction is the default fit's. Validation labels stay noisy, and the clean
@@ -160,10 +161,7 @@ class Run:
             found = audit_with_trainer(self.trainer(1), model, data, standard_error=callback.standard_error)
         whole = self.seconds["fit"] + self.seconds["audit"]
         self.judge("audit", found.table.wrong, found.errors.total, whole, self.seconds["audit"], found)
-        path = self.folder / "audit.csv"
-        write_audit_table(found.table, path)
-        for how in ("relabel", "drop", "soft"):
-            self.train(f"audit, {how}", Relabel(path, how))
+        self.train_on(found)
         transition = callback.transition
         with self.timed("folds"):
             held_out = held_out_predictions(
@@ -183,6 +181,14 @@ class Run:
             found = audit_with_trainer(self.trainer(1), model, data)
         whole = self.seconds["fit"] + self.seconds["audit"]
         self.judge(UNREFINED, found.table.wrong, found.errors.total, whole, self.seconds["audit"], found)
+        self.train_on(found)
+
+    def train_on(self, found: Audit) -> None:
+        """Train on what an audit finds."""
+        path = self.folder / "audit.csv"
+        write_audit_table(found.table, path)
+        for how in ("relabel", "drop", "soft"):
+            self.train(f"audit, {how}", Relabel(path, how))
 
     def cleanlab(self) -> None:
         """Let cleanlab judge 5-fold posteriors, and train without what it finds."""
