@@ -118,7 +118,7 @@ def main() -> None:
     """Run all and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default=None, help="folder with MNIST/raw (default: $NOISYLIGHTNING_DATA)")
-    parser.add_argument("--noises", nargs="+", choices=NOISES, default=["symmetric 0.5"])
+    parser.add_argument("--noises", nargs="+", choices=NOISES, default=list(NOISES))
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--width", type=int, default=1024, help="of the two hidden layers")
     parser.add_argument("--val-fraction", type=float, default=0.1, help="0.9 leaves little to train on: for a trial")
