@@ -12,7 +12,8 @@ epoch. Labels are those that people gave, or drawn by the paper's noises. T-hat 
 training (``clusterability``), from the samples that cross-entropy's network is surest of (``anchors``), and by the
 default of a fit in two stages (``default``, rounds of half a stage), each once for a set of labels and a seed;
 "measured T" is counted with the clean labels. "forward GCE" corrects generalised cross-entropy by it. The clean test
-set is used once for the last and once for the selected weights. ELR remembers each sample, which a mixed one is not,
+set is used once for the last and once for the selected weights; "up to names" is the accuracy of these under the best
+names of classes that noisy labels cannot tell apart by T-hat. ELR remembers each sample, which a mixed one is not,
 so that it goes without Mixup.
 
 The audit judges all training labels by the selected weights of "forward, default" without Mixup and its T-hat, beside
@@ -28,7 +29,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from noisylightning import losses
 from noisylightning.audit import audit_with_trainer
 from noisylightning.data import FeaturesDataModule
 from noisylightning.functional import clusterability as of_neighbours
-from noisylightning.functional import neighbours
+from noisylightning.functional import exchangeable, neighbours
 from noisylightning.models import MLP
 from noisylightning.phases import held_out_predictions
 from noisylightning.predictions import Predictions
@@ -78,6 +79,7 @@ METHODS = (*LOSSES, "ELR", *(", ".join(line) for line in CORRECTED))
 DECAYS = [0.1, 3.0]
 AUDITED = "forward, default"
 FOLDS = 5  # of cleanlab's posteriors
+UP_TO_NAMES = "selected_up_to_names"
 BINARY = ("asymmetric 0.2", "asymmetric 0.4")  # noises of two classes
 RANKINGS = ("audit", "cleanlab, self_confidence", "cleanlab, normalized_margin")
 
@@ -186,7 +188,23 @@ def run(model: nl.NoisyLabelClassifier, data: FeaturesDataModule, epochs: int, m
         trainer.fit(model, data)
         *_, last, best = evaluate_fit(trainer, model, data)
         model.load_state_dict(torch.load(selected.best_model_path, weights_only=True)["state_dict"])
-    return {"last": last.test_accuracy, "selected": best.test_accuracy, "selected_epoch": best.epoch}
+    found = {"last": last.test_accuracy, "selected": best.test_accuracy, "selected_epoch": best.epoch}
+    groups = exchangeable(model.correction.known_transition().to_dense())
+    return found | ({UP_TO_NAMES: up_to_names(model, data, groups)} if groups else {})
+
+
+@torch.no_grad()
+def up_to_names(model: nl.NoisyLabelClassifier, data: FeaturesDataModule, groups: list[tuple[int, ...]]) -> float:
+    """Return the clean test accuracy under the best names of classes that noisy labels cannot tell apart."""
+    model.eval()
+    data.setup("test")
+    predicted, clean = zip(*((model(x).argmax(dim=1), y) for x, y, *_ in data.test_dataloader()), strict=True)
+    names, classes, labels = torch.arange(data.num_classes), torch.cat(predicted), torch.cat(clean)
+    for group in groups:  # which share no class
+        members = torch.tensor(group)
+        orders = [names.index_put((members,), names[list(order)]) for order in permutations(group)]
+        names = max(orders, key=lambda of: int((of[classes] == labels).sum()))
+    return float((names[classes] == labels).double().mean())
 
 
 def audits(
@@ -307,8 +325,18 @@ def table(runs: list[dict[str, Any]], sets: list[str]) -> tuple[list[str], list[
         if found:
             cells = [mean_and_deviation([100 * run[key] for run in found], 2) for key in ("last", "selected")]
             errors = mean_and_deviation([run["error"] for run in found if "error" in run], 3)
-            rows.append([labels, method, f"{alpha:g}" if alpha else "-", *cells, errors, str(len(found))])
-    header = ["labels", "method", "Mixup", "clean test %, last epoch", "selected epoch", "error of T-hat", "seeds"]
+            named = mean_and_deviation([100 * run[UP_TO_NAMES] for run in found if UP_TO_NAMES in run], 2)
+            rows.append([labels, method, f"{alpha:g}" if alpha else "-", *cells, named, errors, str(len(found))])
+    header = [
+        "labels",
+        "method",
+        "Mixup",
+        "clean test %, last epoch",
+        "selected epoch",
+        "up to names",
+        "error of T-hat",
+    ]
+    header += ["seeds"]
     return header, rows
 
 
