@@ -29,7 +29,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
-from itertools import permutations, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from cleanlab.rank import get_label_quality_scores
 from common import environment, mean_and_deviation, write_json, write_table
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
@@ -47,7 +48,7 @@ from noisylightning import losses
 from noisylightning.audit import audit_with_trainer
 from noisylightning.data import FeaturesDataModule
 from noisylightning.functional import clusterability as of_neighbours
-from noisylightning.functional import exchangeable, neighbours
+from noisylightning.functional import count_pairs, exchangeable, neighbours
 from noisylightning.models import MLP
 from noisylightning.phases import held_out_predictions
 from noisylightning.predictions import Predictions
@@ -202,8 +203,9 @@ def up_to_names(model: nl.NoisyLabelClassifier, data: FeaturesDataModule, groups
     names, classes, labels = torch.arange(data.num_classes), torch.cat(predicted), torch.cat(clean)
     for group in groups:  # which share no class
         members = torch.tensor(group)
-        orders = [names.index_put((members,), names[list(order)]) for order in permutations(group)]
-        names = max(orders, key=lambda of: int((of[classes] == labels).sum()))
+        together = count_pairs(labels, classes, data.num_classes)[members][:, members]
+        of_label, of_class = linear_sum_assignment(together.numpy(), maximize=True)
+        names[members[of_class]] = members[of_label]
     return float((names[classes] == labels).double().mean())
 
 
