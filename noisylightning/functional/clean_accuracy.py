@@ -138,8 +138,8 @@ def clean_accuracy(
 
     The accuracy is the mean of :math:`T^{-1}[\text{noisy}, \text{predicted}]`, which is unbiased:
     :math:`\sum_j T_{ij} (T^{-1})_{jk} = 1` if ``i = k``, else 0. (It is backward correction, Patrini et al. 2017,
-    Theorem 1, of the zero-one loss.) Recalls are ratios, whose errors come by the delta method, and whose bias, which
-    sampling makes, is taken off in second order (Tin 1965, Comparison of some ratio estimators).
+    Theorem 1, of the zero-one loss.) Recalls are ratios, whose errors come by the delta method, and whose bias is
+    taken off in second order (Beale 1962).
 
     Args:
         counts: As in :func:`clean_confusion_matrix`.
@@ -182,7 +182,7 @@ def clean_accuracy(
         )
     recall = right / shares
     weights = (eye - recall[:, None]) / shares[:, None]  # row i: the gradient of recall i, which M[i] alone enters
-    unbiased = recall - clean.bias_of_ratios()
+    unbiased = clean.recall()
     if average == "macro":
         return Estimate(unbiased.mean(), clean.variance(weights / len(recall)).sqrt())
     squares = clean.inverse.square().T @ clean.seen  # the mean of each f is zero
@@ -454,15 +454,15 @@ class _Clean:
             return sampling
         return sampling + row_variance(self.joint @ scores.T, self.standard_error).sum()
 
-    def bias_of_ratios(self) -> Tensor:
-        """By how much sampling raises each recall, a ratio of two noisy sums, in second order: ``(C,)``.
+    def recall(self) -> Tensor:
+        """The recall of each class, right over share, less the bias of this ratio of two noisy sums: ``(C,)``.
 
-        For a ratio m / s it is ``((m / s) Var(s) - Cov(m, s)) / s^2`` (Tin 1965).
+        Of sums m and s it is ``(m s + Cov(m, s)) / (s^2 + Var(s))`` (Beale 1962), which is finite for any share.
         """
         squares, right, shares = self.inverse.square(), self.joint.diagonal(), self.joint.sum(dim=1)
         variance = (self.seen.sum(dim=1) @ squares - shares.square()) / (self.num - 1)
         covariance = ((self.seen * squares).sum(dim=0) - right * shares) / (self.num - 1)
-        return (right / shares * variance - covariance) / shares.square()
+        return (right * shares + covariance) / (shares.square() + variance)
 
     def column_variance(self) -> Tensor:
         """The variance of ``sum_a T[b, a] (T^-1)[a, i]`` by T's errors alone, for each row b and each i."""

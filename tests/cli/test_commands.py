@@ -75,7 +75,7 @@ def test_a_run_says_little_else(finished):
     lines = [*(finished / "stderr").read_text().splitlines(), *(finished / "stdout").read_text().splitlines()]
     told = [line for line in lines if ", epoch " not in line]  # those come by the clock
     besides = [line for line in told if not line.startswith(("Part ", "Round "))]  # one for each network
-    assert len(besides) <= 15  # of which three tell how T was found, and three whether to trust it
+    assert len(besides) <= 17  # of which three tell how T was found, and up to five whether to trust it
     verdict = json.loads((log_dir(finished) / "verdict.json").read_text())
     assert told[-2] == verdict["sentence"]
     assert verdict["recommended"] == {"phase": "correction", "selected_by": "val_accuracy"}
