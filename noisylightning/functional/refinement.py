@@ -12,6 +12,7 @@ from noisylightning.functional.bootstrap import standard_deviation
 from noisylightning.functional.calibration import VectorScaling, calibrate
 from noisylightning.functional.expectation_maximization import expected_counts, log_likelihood, maximize
 from noisylightning.functional.information import MOST_CLASSES, standard_error
+from noisylightning.tensors import log_softmax
 
 _STEPS = 5  # after which T-hat moves by less than its standard errors
 _ALIKE = 0.3  # times the likelihood of two classes under each other's names
@@ -43,12 +44,16 @@ class Refined(NamedTuple):
         log_likelihood: Of each sample's label, part after part, by the T that the other parts make: ``(N,)``.
         before: The T that the last step went on from.
         parts: The parts with calibrated logits.
+        alike: Classes whose rows are made of the surest samples alone.
+        surest: These samples of each part.
     """
 
     transition: Tensor
     log_likelihood: Tensor
     before: Tensor
     parts: list[HeldOut]
+    alike: list[int]
+    surest: list[HeldOut]
 
     def standard_error(self) -> Tensor | None:
         """Return that of each entry of T-hat, float64; of more than 128 classes what the last step alone makes of it.
@@ -60,14 +65,20 @@ class Refined(NamedTuple):
         """
         num_classes = len(self.transition)
         if num_classes <= MOST_CLASSES:
-            logits, index = (torch.cat([getattr(part, name) for part in self.parts]) for name in ("logits", "index"))
-            return standard_error(logits, self.transition, index)
+            error = self._standard_error(self.parts)
+            if self.alike:
+                error[self.alike] = self._standard_error(self.surest)[self.alike]
+            return error
         if _REPLICATES * num_classes**2 > _MAX_REPLICATED:
             return None
         counts = [
             expected_counts(part.logits, part.noisy_labels, self.before, part.index, _REPLICATES) for part in self.parts
         ]
         return standard_deviation(maximize(sum(counts[1:], counts[0])[1:]))
+
+    def _standard_error(self, parts: list[HeldOut]) -> Tensor:
+        logits, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "index"))
+        return standard_error(logits, self.transition, index)
 
 
 def refine(parts: Sequence[HeldOut], transition: Tensor) -> Refined:
@@ -76,7 +87,8 @@ def refine(parts: Sequence[HeldOut], transition: Tensor) -> Refined:
     Five times in turn each part's scores are calibrated by T and its labels
     (:func:`~noisylightning.functional.calibration.calibrate`), and T is made anew by a step of expectation
     maximisation. Classes that labels hardly tell apart keep their scores: how sure a network is of one in the place of
-    another cannot be told from their rows of T.
+    another cannot be told from their rows of T. These rows are made of the surer half of the samples of each predicted
+    class: noise does not depend on the sample, so any will do, and there it matters least how sure the network is.
 
     Args:
         parts: What each of two networks or more says of the part of the data that it has not seen.
@@ -100,6 +112,7 @@ def refine(parts: Sequence[HeldOut], transition: Tensor) -> Refined:
                 [0.2759, 0.7241]], dtype=torch.float64)
     """
     scalings = [VectorScaling.identity(len(transition)) for _ in parts]
+    chosen = [_surer_half(part.logits) for part in parts]
     for _ in range(_STEPS):
         before, alike = transition, _alike(transition)
         scalings = [
@@ -107,12 +120,18 @@ def refine(parts: Sequence[HeldOut], transition: Tensor) -> Refined:
             for part, scaling in zip(parts, scalings, strict=True)
         ]
         scaled = [replace(part, logits=scaling(part.logits)) for part, scaling in zip(parts, scalings, strict=True)]
-        counts = [expected_counts(part.logits, part.noisy_labels, before)[0] for part in scaled]
-        total = sum(counts[1:], counts[0])
+        surest = [_only(part, rows) for part, rows in zip(scaled, chosen, strict=True)]
+        counts, whole = _counts(scaled, before)
+        total = whole
+        if alike:
+            of_surest, sure = _counts(surest, before)
+            alike = [row for row in alike if sure[row].sum() >= _LEAST_SHARE * whole[row].sum()]
+            counts = [_with_rows(own, few, alike) for own, few in zip(counts, of_surest, strict=True)]
+            total = _with_rows(whole, sure, alike)
         transition = maximize(total)
-    _require_every_class(total)
+    _require_every_class(whole)
     likelihood = held_out_log_likelihood(parts, [maximize(total - own) for own in counts])
-    return Refined(transition, likelihood, before, scaled)
+    return Refined(transition, likelihood, before, scaled, alike, surest)
 
 
 def held_out_log_likelihood(parts: Sequence[HeldOut], transitions: Sequence[Tensor]) -> Tensor:
@@ -143,6 +162,31 @@ def _alike(transition: Tensor) -> list[int]:
     likelier = transition * transition.T > _ALIKE * own[:, None] * own
     found: list[int] = likelier.fill_diagonal_(False).any(dim=1).nonzero()[:, 0].tolist()
     return found
+
+
+def _surer_half(logits: Tensor) -> Tensor:
+    """Return which samples are of the surer half of those of their predicted class."""
+    surest, predicted = log_softmax(logits.double()).max(dim=1)
+    chosen = torch.zeros_like(predicted, dtype=torch.bool)
+    for place in predicted.unique():
+        own = predicted == place
+        chosen |= own & (surest >= surest[own].median())
+    return chosen
+
+
+def _only(part: HeldOut, rows: Tensor) -> HeldOut:
+    return HeldOut(part.logits[rows], part.noisy_labels[rows], part.index[rows])
+
+
+def _counts(parts: Sequence[HeldOut], transition: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return the expected counts of each part, and those of all."""
+    counts = [expected_counts(part.logits, part.noisy_labels, transition)[0] for part in parts]
+    return counts, sum(counts[1:], counts[0])
+
+
+def _with_rows(counts: Tensor, other: Tensor, rows: list[int]) -> Tensor:
+    """Return counts with some rows of others."""
+    return counts.index_copy(0, torch.tensor(rows, device=counts.device, dtype=torch.long), other[rows])
 
 
 def _require_every_class(counts: Tensor) -> None:

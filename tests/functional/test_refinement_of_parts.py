@@ -10,6 +10,8 @@ from noisylightning.transition import relative_l1_error, symmetric
 CLASSES = 3
 TRUE = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.0, 0.1, 0.9]], dtype=torch.float64)
 
+EVEN = torch.tensor([[0.4, 0.6, 0.0], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
 
 def parts(true: torch.Tensor = TRUE, num: int = 6000, stretched: float = 1.0) -> list[HeldOut]:
     """Calibrated predictions of overlapping classes, or overconfident ones, in two parts."""
@@ -56,13 +58,41 @@ def test_it_is_the_same_in_any_order_within_the_parts():
 
 
 def test_classes_that_exchange_their_labels_keep_their_scores():
-    even = torch.tensor([[0.4, 0.6, 0.0], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-    held_out = parts(even, stretched=2.0)
-    found = refine(held_out, even)
+    held_out = parts(EVEN, stretched=2.0)
+    found = refine(held_out, EVEN)
     for part, scaled in zip(held_out, found.parts, strict=True):
         between = part.logits[:, 0] - part.logits[:, 1]
         torch.testing.assert_close(scaled.logits[:, 0] - scaled.logits[:, 1], between)
         assert scaled.logits[:, 2].std() < 0.95 * part.logits[:, 2].std()
+
+
+def test_rows_of_classes_that_keep_their_scores_are_made_of_the_surer_half(monkeypatch):
+    """A network that is not sure enough does the true T less harm there."""
+    held_out = parts(EVEN, num=20_000, stretched=0.4)
+    found = refine(held_out, EVEN)
+    assert found.alike == [0, 1]
+    for part, surest in zip(held_out, found.surest, strict=True):
+        assert abs(len(surest.index) - len(part.index) / 2) <= CLASSES
+        place = {int(number): row for row, number in enumerate(part.index)}
+        rows = torch.tensor([place[int(number)] for number in surest.index])
+        sure, predicted = part.logits.softmax(dim=1).max(dim=1)
+        for name in range(CLASSES):
+            of_name = rows[predicted[rows] == name]
+            left = torch.ones_like(predicted, dtype=torch.bool).index_fill(0, rows, False) & (predicted == name)
+            assert sure[of_name].min() >= sure[left].max()
+    monkeypatch.setattr(refinement, "_surer_half", lambda logits: logits[:, 0] > -1e9)
+    of_all = refine(held_out, EVEN)
+    assert relative_l1_error(found.transition, EVEN) < relative_l1_error(of_all.transition, EVEN)
+    assert (found.standard_error()[:2, :2] > 1.1 * of_all.standard_error()[:2, :2]).all()
+
+
+def test_where_the_surer_half_has_too_few_of_a_class_all_samples_count(monkeypatch):
+    held_out = parts(EVEN)
+    monkeypatch.setattr(refinement, "_surer_half", lambda logits: logits.softmax(dim=1)[:, 2] > 0.99)
+    found = refine(held_out, EVEN)
+    assert found.alike == []
+    assert found.transition.isfinite().all()
+    assert found.standard_error().isfinite().all()
 
 
 def test_of_very_many_classes_the_last_step_has_standard_errors_or_none(monkeypatch):

@@ -172,7 +172,7 @@ def twice_judged(monkeypatch, caplog, log_likelihoods, name="found"):
     candidate, outcomes = Candidate(name, torch.eye(3)), []
     for over, log_likelihood in enumerate(log_likelihoods):
         phase._over, phase._begun, phase._trained = over, 4, [{"round": over}]
-        found = Refined((0.7 - 0.3 * over) * torch.eye(3) + 0.1 + 0.1 * over, log_likelihood, torch.eye(3), [])
+        found = Refined((0.7 - 0.3 * over) * torch.eye(3) + 0.1 + 0.1 * over, log_likelihood, torch.eye(3), [], [], [])
         monkeypatch.setattr(refinement, "refine", lambda *_, found=found: found)
         monkeypatch.setattr(refinement, "held_out_log_likelihood", lambda *_, found=found: found.log_likelihood)
         monkeypatch.setattr(refinement, "_standard_error", lambda _, over=over: torch.full((3, 3), over / 10))
