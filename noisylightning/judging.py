@@ -70,6 +70,7 @@ def judge_fit(
             shares=None if predictions is None else predictions.noisy_labels.bincount(minlength=len(transition)),
             accuracy=first.val_accuracy if first.phase == "noisy labels" else None,
             gain=None if callback is None else callback.gain,
+            gain_in="log-likelihood" if callback is None else callback.gain_in,
             p_value=None if predictions is None else _p_value(predictions, transition, error),
             named=callback is not None and callback.named,
             class_names=data_attribute(trainer, "class_names"),

@@ -59,7 +59,7 @@ def test_it_tests_the_chosen_weights_on_validation_data_and_leaves_no_trace(tmp_
 @pytest.mark.filterwarnings("ignore:No T-hat foretells held-out labels")
 def test_refinement_says_how_much_t_gains(tmp_path, monkeypatch):
     """Too little to be sure, so that T is the identity."""
-    monkeypatch.setattr(refinement, "_evidence", lambda *_: (0.01, 0.01, "no T"))
+    monkeypatch.setattr(refinement, "in_log_likelihood", lambda *_: (0.01, 0.01, "no T"))
     callback = anchored(1, rounds=1, round_epochs=1)
     assert callback.gain is None
     run, model, data = fitted(tmp_path, [callback], max_epochs=2)

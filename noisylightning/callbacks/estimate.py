@@ -11,6 +11,7 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import BadType, BadValue
 from noisylightning.estimators import ConsensusEstimator, EstimatorFactory
 from noisylightning.estimators.within_fit import Predict
+from noisylightning.functional.verdict import GainIn
 from noisylightning.phases import (
     CorrectionPhase,
     EstimationPhase,
@@ -145,12 +146,17 @@ class EstimateTransitionCallback(RunPhases):
 
     @property
     def gain(self) -> tuple[float, float] | None:
-        """By how much a held-out label is more probable with T-hat than without it, or than by the labels' shares.
+        """By how much held-out labels are foretold better with T-hat than without it, or than by the labels' shares.
 
-        The difference of the mean log-likelihoods, and its standard error, paired over samples, as the last round of
-        refinement has found them; None before, and where T-hat is not refined.
+        The mean difference of what :attr:`gain_in` names, and its standard error, paired over samples, as the rounds of
+        refinement have found them; None before, and where there are none.
         """
         return self._memory.gain
+
+    @property
+    def gain_in(self) -> GainIn:
+        """What :attr:`gain` is a gain in: ``"accuracy"`` where noise seems to depend on the sample."""
+        return self._memory.gain_in
 
     @property
     def named(self) -> bool:

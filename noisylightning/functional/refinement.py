@@ -156,6 +156,26 @@ def held_out_log_likelihood(parts: Sequence[HeldOut], transitions: Sequence[Tens
     return torch.cat(found)
 
 
+def foretold(parts: Sequence[HeldOut], transition: Tensor) -> Tensor:
+    """Tell of every sample whether its label is the one that its network holds most probable.
+
+    Args:
+        parts: What networks say of samples that they have not seen.
+        transition: The T in their loss, ``(C, C)``.
+
+    Returns:
+        bool of shape ``(N,)``, part after part.
+
+    Example:
+        >>> seen = HeldOut(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]), torch.arange(2))
+        >>> foretold([seen], torch.eye(2))
+        tensor([ True, False])
+    """
+    T = transition.double()
+    likeliest = [(part.logits.double().softmax(dim=1) @ T.to(part.logits.device)).argmax(dim=1) for part in parts]
+    return torch.cat([label == part.noisy_labels for label, part in zip(likeliest, parts, strict=True)])
+
+
 def _alike(transition: Tensor) -> list[int]:
     """Return the classes that give so much to each other that labels hardly tell which is which."""
     own = transition.diagonal()

@@ -13,6 +13,7 @@ from noisylightning.functional.names import exchangeable
 from noisylightning.transition import condition_number, relative_l1_error
 
 Decision = Literal["correct", "correct, but do not trust the estimate of accuracy", "do not correct"]
+GainIn = Literal["log-likelihood", "accuracy"]
 
 _FAR_BELOW, _FAR_ABOVE = 0.15, 0.3  # T-hat under the accuracy cannot be; over it, a hard task explains some of it
 _NEARLY_ZERO = 0.05
@@ -31,8 +32,9 @@ class Verdict:
         decision: Whether to correct, and whether estimates of clean accuracy that rest on T-hat deserve trust.
         reasons: What led to it, in clauses.
         p_value: Of the test that noise depends on the class alone; None where it was not made.
-        gain: By how much a held-out label is more probable with T-hat than without, in log-likelihood; None if unknown.
+        gain: By how much held-out labels are foretold better with T-hat than without; None if unknown.
         gain_error: Its standard error, paired over samples.
+        gain_in: What it is a gain in: the log-likelihood of a label, or the accuracy, the share of labels foretold.
         condition: T-hat's condition number in the infinity norm; None where T-hat was too large to invert.
         exchangeable: Groups of classes that noisy labels alone cannot tell apart.
         flipped: Classes that are more often labelled as some other class than as themselves.
@@ -43,6 +45,7 @@ class Verdict:
     p_value: float | None = None
     gain: float | None = None
     gain_error: float | None = None
+    gain_in: GainIn = "log-likelihood"
     condition: float | None = None
     exchangeable: tuple[tuple[int, ...], ...] = ()
     flipped: tuple[int, ...] = ()
@@ -65,6 +68,7 @@ def judge(
     shares: Tensor | None = None,
     accuracy: float | None = None,
     gain: tuple[float, float] | None = None,
+    gain_in: GainIn = "log-likelihood",
     p_value: float | None = None,
     named: bool = False,
     class_names: Sequence[str] | None = None,
@@ -73,15 +77,18 @@ def judge(
 
     Do not correct if T-hat is the identity, contradicts the evidence (:func:`doubt`), or does not foretell held-out
     labels better than no T by two standard errors. Correct, but do not trust the estimate of accuracy, if the test that
-    noise depends on the class alone rejects at 5 %; if T-hat's condition number is above 100; if noisy labels cannot
-    tell classes apart; or if a class has another's label more often than its own, as a class under a wrong name would.
+    noise depends on the class alone rejects at 5 %, or refinement has seen that it does not; if T-hat's condition
+    number is above 100; if noisy labels cannot tell classes apart; or if a class has another's label more often than
+    its own, as a class under a wrong name would.
 
     Args:
         transition: T-hat, ``(C, C)``, dense or sparse.
         shares: As in :func:`doubt`.
         accuracy: As in :func:`doubt`.
-        gain: Gain in log-likelihood of a held-out label over no T, and its standard error, as
+        gain: Gain in foretelling a held-out label over no T, and its standard error, as
             :func:`~noisylightning.functional.consensus.paired_gain` gives them, where they are known.
+        gain_in: What it is a gain in: log-likelihood, or accuracy where refinement has seen that noise depends on the
+            sample.
         p_value: Of :func:`~noisylightning.functional.class_conditional.class_conditional_test`, where it was made.
         named: Whether trusted labels have told apart the classes that noisy ones cannot.
         class_names: The C names; numbers where they are left out.
@@ -103,8 +110,11 @@ def judge(
     groups = () if named else tuple(exchangeable(transition))  # checks T
     flipped = _flipped(transition)
     condition = float(condition_number(transition.to_dense())) if len(transition) <= _LARGEST else None
-    against = _against(transition, shares, accuracy, gain)
+    against = _against(transition, shares, accuracy, gain, gain_in)
     distrust = _distrust(groups, flipped, condition, p_value, class_names)
+    if gain is not None and gain_in == "accuracy":
+        more = f"labels are foretold more often with T-hat, {_told(gain, gain_in)}"
+        distrust.insert(0, f"{more}, but noise seems to depend on the sample")
     decision: Decision
     if against:
         decision, reasons = "do not correct", against
@@ -113,20 +123,24 @@ def judge(
     else:
         decision, reasons = "correct", [_of_gain(gain), _of_test(p_value)]
     known_gain, gain_error = (None, None) if gain is None else gain
-    return Verdict(decision, tuple(reasons), p_value, known_gain, gain_error, condition, groups, tuple(flipped))
+    return Verdict(
+        decision, tuple(reasons), p_value, known_gain, gain_error, gain_in, condition, groups, tuple(flipped)
+    )
 
 
 def _check(gain: tuple[float, float] | None, p_value: float | None) -> None:
     if p_value is not None and not 0 <= p_value <= 1:
         raise BadValue(f"p_value is a probability, got {p_value}: pass that of class_conditional_test.")
     if gain is not None and not (math.isfinite(gain[0]) and gain[1] >= 0):
-        raise BadValue(
-            f"gain is a difference of log-likelihoods and its standard error, as paired_gain gives, got {gain}."
-        )
+        raise BadValue(f"gain is a mean difference and its standard error, as paired_gain gives them, got {gain}.")
 
 
 def _against(
-    transition: Tensor, shares: Tensor | None, accuracy: float | None, gain: tuple[float, float] | None
+    transition: Tensor,
+    shares: Tensor | None,
+    accuracy: float | None,
+    gain: tuple[float, float] | None,
+    gain_in: GainIn,
 ) -> list[str]:
     """Return what speaks against correcting."""
     found = []
@@ -137,7 +151,8 @@ def _against(
     if doubted is not None:
         found.append(doubted)
     if gain is not None and not gain[0] > _SURE * gain[1]:
-        found.append(f"T-hat does not make a held-out label surely more probable, {_in_log(gain)}")
+        what = "make a held-out label surely more probable" if gain_in == "log-likelihood" else "surely foretell more"
+        found.append(f"T-hat does not {what}, {_told(gain, gain_in)}")
     return found
 
 
@@ -173,11 +188,11 @@ def _distrust(
 def _of_gain(gain: tuple[float, float] | None) -> str:
     if gain is None:
         return "nobody measured whether T-hat foretells labels better than no T"
-    return f"a held-out label is more probable with T-hat, {_in_log(gain)}"
+    return f"a held-out label is more probable with T-hat, {_told(gain)}"
 
 
-def _in_log(gain: tuple[float, float]) -> str:
-    return f"by {gain[0]:+.4f} ± {gain[1]:.4f} in log-likelihood"
+def _told(gain: tuple[float, float], gain_in: GainIn = "log-likelihood") -> str:
+    return f"by {gain[0]:+.4f} ± {gain[1]:.4f} in {gain_in}"
 
 
 def _of_test(p_value: float | None) -> str:

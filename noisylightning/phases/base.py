@@ -10,6 +10,7 @@ from torch import Tensor
 from noisylightning import internals
 from noisylightning.corrections import Correction
 from noisylightning.errors import BadValue
+from noisylightning.functional.verdict import GainIn
 from noisylightning.transition import SparseTransition
 
 
@@ -44,6 +45,9 @@ class Candidate:
         rounds: In how many it was refined.
         details: What the estimator has found beside it.
         named: Whether clean labels have made the rows, so that each has its class's name.
+        estimate: T-hat as its estimator gave it, dense; None of the identity.
+        foretold: Whether each sample's label was the one that its network held most probable in the first round, bool
+            of shape ``(N,)``; None as long as there is none.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Candidate:
     rounds: int = 0
     details: dict[str, Tensor] = field(default_factory=dict)
     named: bool = False
+    estimate: Tensor | None = None
+    foretold: Tensor | None = None
 
     @property
     def is_identity(self) -> bool:
@@ -78,8 +84,10 @@ class Memory:
             name; empty where no phase asked for it.
         fold_weights: The weights of these networks.
         candidates: T-hats of which one is to be chosen.
-        gain: By how much a held-out label is more probable with T-hat than without, in log-likelihood, and its standard
-            error; None where no network was trained to see it.
+        unrefined: The T-hat with which most labels were foretold in the first round, as its estimator gave it.
+        gain: By how much held-out labels are foretold better with T-hat than without, and the standard error of that;
+            None where no network was trained to see it.
+        gain_in: What of these labels it is a gain in.
         named: Whether trusted labels have told apart the classes that noisy ones cannot.
         added: Epochs and optimizer steps by which phases have lengthened the fit.
         stage_one_epochs: How many epochs the phase on noisy labels had, once it is over.
@@ -96,7 +104,9 @@ class Memory:
     out_of_fold: list[dict[str, Tensor]] = field(default_factory=list)
     fold_weights: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    unrefined: Candidate | None = None
     gain: tuple[float, float] | None = None
+    gain_in: GainIn = "log-likelihood"
     named: bool = False
     added: tuple[int, int] = (0, 0)
     stage_one_epochs: int = 1
@@ -107,6 +117,7 @@ class Memory:
         state = {name: value for name, value in vars(self).items() if name != "correction"}
         state["chosen"] = None if self.chosen is None else dict(vars(self.chosen))
         state["candidates"] = [dict(vars(candidate)) for candidate in self.candidates]
+        state["unrefined"] = None if self.unrefined is None else dict(vars(self.unrefined))
         return state | {"transition": _parts(self.transition)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -115,6 +126,7 @@ class Memory:
         self.transition = _joined(state["transition"])
         self.chosen = None if state["chosen"] is None else Chosen(**state["chosen"])
         self.candidates = [Candidate(**candidate) for candidate in state["candidates"]]
+        self.unrefined = None if state["unrefined"] is None else Candidate(**state["unrefined"])
 
 
 def suited(correction: Correction, transition: Tensor) -> Tensor:

@@ -169,7 +169,8 @@ class EstimationPhase(Phase):
                 failure = failure or error
                 rank_zero_info(f"{candidate.name} is left out: {error}")
             else:
-                usable.append(replace(candidate, transition=transition, details={}))
+                estimate = candidate.transition.to_dense()
+                usable.append(replace(candidate, transition=transition, estimate=estimate, details={}))
         if failure is not None and not usable:
             raise failure
         return usable

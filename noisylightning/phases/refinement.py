@@ -12,13 +12,21 @@ from noisylightning.corrections import Correction
 from noisylightning.errors import UserError
 from noisylightning.estimators import within_fit
 from noisylightning.functional.consensus import paired_gain, smallest_distance
-from noisylightning.functional.refinement import HeldOut, Refined, held_out_log_likelihood, refine
+from noisylightning.functional.refinement import HeldOut, Refined, foretold, held_out_log_likelihood, refine
+from noisylightning.functional.verdict import GainIn
 from noisylightning.phases.base import Candidate, Fit, Memory, suited
+from noisylightning.phases.evidence import (
+    SURE,
+    contenders,
+    gain_over,
+    in_accuracy,
+    in_log_likelihood,
+    is_worse,
+)
 from noisylightning.phases.folds import FoldsPhase, Plan
 from noisylightning.phases.naming import Answers, ask_trusted, name_classes
 from noisylightning.phases.report import report
 
-_SURE = 2.0  # standard errors by which T must foretell labels better than the identity, or a round worse than another
 _ON_BALANCE = 1.0  # of trusted labels, where noisy ones are neither for T nor for the identity
 _ENOUGH_TRUSTED = 10  # labels, that they decide whether T is any good
 
@@ -31,9 +39,12 @@ class RefinementPhase(FoldsPhase):
     expectation maximisation, and the likelihood of the labels there tells how good T is. The identity, cross-entropy,
     takes part. After the first round the best T goes on alone, beside the identity; a round that makes labels less
     probable by two standard errors, since its networks know theirs by heart, changes nothing. In the end T is taken if
-    labels are more probable with it, by two standard errors, than with the identity and than by their shares alone;
-    else T is the identity. Where there are trusted labels, ten or more, and they are so much more probable, or less,
-    they decide; also where noisy labels are for neither, and then one standard error is enough.
+    labels are more probable with it, by two standard errors, than with the identity and than by their shares alone.
+    If they are so much less probable, noise may depend on the sample, where neither likelihood nor expectation
+    maximisation holds: the T-hat with which most labels were foretold in the first round is then taken as its estimator
+    gave it, if they were more by three standard errors. Else T is the identity. Where there are trusted labels, ten or
+    more, and they are so much more probable, or less, they decide; also where noisy labels are for neither, and then
+    one standard error is enough.
 
     Its T-hats are ``fit.memory.candidates``, of which the first is the identity. The fit becomes longer by its epochs.
     """
@@ -116,8 +127,10 @@ class RefinementPhase(FoldsPhase):
         candidates, over, begun = list(memory.candidates), self._over, self._begun
         assert memory.correction is not None
         held_out = [HeldOut(**part) for part in memory.out_of_fold]
-        candidates[self._place] = self._judged(candidates, held_out, memory.correction)
-        race = _contenders(candidates)
+        judged = self._judged(candidates, held_out, memory.correction)
+        unrefined = memory.unrefined if over else self._unrefined(memory, judged)
+        candidates[self._place] = judged
+        race = contenders(candidates)
         if begun == len(candidates) * self.folds:
             best = max(race, key=lambda place: smallest_distance(candidates[place].transition), default=None)
             candidates = [candidates[place] for place in (0, best) if place is not None]
@@ -128,28 +141,42 @@ class RefinementPhase(FoldsPhase):
                 for place, candidate in enumerate(candidates)
             ]
         # All at once, so that an interruption leaves all to be done again.
-        memory.candidates, self._over, self._begun, self._trained = candidates, over, begun, []
+        memory.candidates, memory.unrefined = candidates, unrefined
+        self._over, self._begun, self._trained = over, begun, []
+
+    def _unrefined(self, memory: Memory, judged: Candidate) -> Candidate | None:
+        """Return the T-hat that foretells most labels until now, as it was estimated, with what trusted ones ask."""
+        leader, running = memory.unrefined, memory.candidates[self._place]
+        if running.estimate is None or judged.foretold is None:
+            return leader
+        if leader is not None and leader.foretold is not None and leader.foretold.sum() >= judged.foretold.sum():
+            return leader
+        return replace(
+            running, transition=running.estimate, foretold=judged.foretold, weights=self._trained[:1], rounds=0
+        )
 
     def _judged(self, candidates: list[Candidate], held_out: list[HeldOut], correction: Correction) -> Candidate:
         running, number = candidates[self._place], self._over + 1
+        if not self._over:
+            running = replace(running, foretold=foretold(held_out, running.transition))
         if running.is_identity:
             found = held_out_log_likelihood(held_out, [running.transition] * len(held_out))
             trained = replace(running, weights=self._trained, log_likelihood=found)
-            return running if _is_worse(trained, running) else trained
+            return running if is_worse(trained, running) else trained
         try:
             refined = replace(self._refined(running, held_out), weights=self._trained)
             correction.set_transition(suited(correction, refined.transition), learn=False)  # which it may refuse
         except UserError as error:
             rank_zero_info(f"Round {number}, {running.name} is left out: {error}")
             return replace(running, weights=[], log_likelihood=None)
-        if _is_worse(refined, running):
-            gain, spread = _gain(refined, running)
+        if is_worse(refined, running):
+            gain, spread = gain_over(running, refined)
             rank_zero_info(
                 f"Round {number}, {running.name}: log-likelihood of a held-out label {gain:+.4f} ± {spread:.4f} against"
                 " the round before, so T-hat stays as it was."
             )
             return running
-        gain, spread = _gain(refined, candidates[0])
+        gain, spread = gain_over(candidates[0], refined)
         rank_zero_info(
             f"Round {number}, {running.name}: log-likelihood of a held-out label {gain:+.4f} ± {spread:.4f} against"
             " no T."
@@ -173,26 +200,25 @@ class RefinementPhase(FoldsPhase):
         labels = torch.cat([part["noisy_labels"] for part in memory.out_of_fold])
         counts = labels.bincount(minlength=fit.num_classes)
         identity, *others = memory.candidates
-        gain, error, evidence, bar = 0.0, 0.0, "each was left out", _SURE
+        gain, error, evidence, bar = 0.0, 0.0, "each was left out", SURE
+        best = None
         if others:
-            best = others[0]
+            best, gain, error, memory.gain_in, evidence = _evidence(others[0], memory, labels)
             trusted = self._ask(fit, best)
             order, memory.named = name_classes(best.transition, trusted)
-            gain, error, rival = _evidence(best, identity, labels)
-            evidence = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against {rival}"
             if trusted is not None and len(trusted.labels) >= _ENOUGH_TRUSTED:
                 plain = self._ask(fit, identity)
                 assert plain is not None
                 gain_trusted, error_trusted = paired_gain(trusted.log_likelihood(order), plain.log_likelihood())
-                undecided = abs(gain) <= _SURE * error
-                if undecided or abs(gain_trusted) > _SURE * error_trusted:
-                    bar = _ON_BALANCE if undecided else _SURE
-                    gain, error = gain_trusted, error_trusted
+                undecided = abs(gain) <= SURE * error
+                if undecided or abs(gain_trusted) > SURE * error_trusted:
+                    bar = _ON_BALANCE if undecided else SURE
+                    gain, error, memory.gain_in = gain_trusted, error_trusted, "log-likelihood"
                     evidence = f"log-likelihood of a trusted label {gain:+.4f} ± {error:.4f} against no T"
-            rounds = f"{best.rounds} round{'s' * (best.rounds > 1)}"
-            evidence = f"{best.name}, refined in {rounds}; {evidence}"
+            evidence = f"{best.name}, {_in_words(best.rounds)}; {evidence}"
         memory.gain = gain, error
         if gain > bar * error:
+            assert best is not None
             standard_error = None if best.standard_error is None else best.standard_error[order]
             memory.transition = suited(memory.correction, best.transition[order])
             memory.standard_error = standard_error
@@ -210,6 +236,7 @@ class RefinementPhase(FoldsPhase):
         fit.module.load_state_dict(memory.chosen.weights)  # for a stage two that goes on from them
         internals.share_buffers(fit.trainer, fit.module)
         memory.candidates, memory.out_of_fold, memory.fold_weights = [], [], []
+        memory.unrefined = None
 
     def _ask(self, fit: Fit, candidate: Candidate) -> Answers | None:
         fit.module.load_state_dict(candidate.weights[0])
@@ -240,50 +267,26 @@ def _standard_error(found: Refined) -> Tensor | None:
     return None if error is None else error.float()
 
 
-def _gain(candidate: Candidate, rival: Candidate) -> tuple[float, float]:
-    """Return by how much a candidate foretells labels better than another, and its standard error."""
-    assert candidate.log_likelihood is not None
-    assert rival.log_likelihood is not None
-    return paired_gain(candidate.log_likelihood, rival.log_likelihood)
+def _evidence(best: Candidate, memory: Memory, labels: Tensor) -> tuple[Candidate, float, float, GainIn, str]:
+    """Return the T-hat to take, if any, by how much labels are foretold better with it, and that in words.
 
-
-def _is_worse(candidate: Candidate, before: Candidate) -> bool:
-    """Tell whether a candidate foretells labels worse than it did before its last round."""
-    if before.log_likelihood is None:
-        return False
-    gain, error = _gain(candidate, before)
-    return gain < -_SURE * error
-
-
-def _evidence(candidate: Candidate, identity: Candidate, labels: Tensor) -> tuple[float, float, str]:
-    """Return gain and standard error against the better of two rivals, and its name.
-
-    Where labels say nothing of the classes, a T of even rows beats networks without T, which learn them by heart.
+    Where noise depends on the sample, a right T makes labels less probable than they are, and a network takes a part of
+    the noise for confusion of classes, so that refinement leaves too little of it in T-hat.
     """
-    assert candidate.log_likelihood is not None
-    assert identity.log_likelihood is not None
-    shares = (labels.bincount().double() / len(labels)).log()[labels]
-    rivals = [(identity.log_likelihood, "no T"), (shares, "the labels' shares alone")]
-    log_likelihood, name = max(rivals, key=lambda rival: float(rival[0].mean()))
-    return *paired_gain(candidate.log_likelihood, log_likelihood), name
+    identity, unrefined = memory.candidates[0], memory.unrefined
+    gain, error, rival = in_log_likelihood(best, identity, labels)
+    if gain < -SURE * error and unrefined is not None:
+        more = in_accuracy(unrefined, identity, labels)
+        if more is not None:
+            gain, error, rival = more
+            told = f"share of held-out labels foretold {gain:+.4f} ± {error:.4f} against {rival}"
+            return unrefined, gain, error, "accuracy", told
+    told = f"log-likelihood of a held-out label {gain:+.4f} ± {error:.4f} against {rival}"
+    return best, gain, error, "log-likelihood", told
 
 
-def _contenders(candidates: list[Candidate]) -> list[int]:
-    """Return the places of those under which labels are about as likely as they can be, the identity apart.
-
-    Who was out before has no weights, and stays out, though a new leader may be within its reach.
-    """
-    found = {
-        place: candidate.log_likelihood
-        for place, candidate in enumerate(candidates)
-        if place and candidate.log_likelihood is not None and candidate.weights
-    }
-    if not found:
-        return []
-    leader = max(found.values(), key=lambda log_likelihood: float(log_likelihood.mean()))
-
-    def is_close(log_likelihood: Tensor) -> bool:
-        gain, error = paired_gain(leader, log_likelihood)
-        return gain <= _SURE * error
-
-    return [place for place, log_likelihood in found.items() if is_close(log_likelihood)]
+def _in_words(rounds: int) -> str:
+    """Say how often T-hat was refined."""
+    if not rounds:
+        return "not refined, as noise seems to depend on the sample"
+    return f"refined in {rounds} round{'s' * (rounds > 1)}"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from noisylightning.functional import refinement
-from noisylightning.functional.refinement import HeldOut, held_out_log_likelihood, refine
+from noisylightning.functional.refinement import HeldOut, foretold, held_out_log_likelihood, refine
 from noisylightning.transition import relative_l1_error, symmetric
 
 CLASSES = 3
@@ -44,6 +44,14 @@ def test_the_truth_is_likelier_than_the_start_and_than_none():
     found = refine(held_out, start)
     for other in (start, torch.eye(CLASSES, dtype=torch.float64)):
         assert found.log_likelihood.mean() > held_out_log_likelihood(held_out, [other, other]).mean()
+
+
+def test_what_is_foretold_is_the_label_that_t_makes_most_probable():
+    """Of class 0 label 1 is the most frequent one."""
+    likeliest = torch.tensor([[0.3, 0.6, 0.1], [0.1, 0.7, 0.2], [0.0, 0.1, 0.9]])
+    held_out = [HeldOut(9 * torch.eye(3), torch.tensor([1, 1, 2]), torch.arange(3))]
+    assert foretold(held_out * 2, likeliest).tolist() == [True] * 6
+    assert foretold(held_out, torch.eye(3)).tolist() == [False, True, True]
 
 
 def test_it_is_the_same_in_any_order_within_the_parts():

@@ -114,6 +114,16 @@ def test_what_speaks_against_the_estimate_of_accuracy_leaves_the_correction(tran
     assert re.search(reason, verdict.sentence)
 
 
+def test_noise_that_depends_on_the_sample_is_no_ground_for_trust():
+    verdict = judge(symmetric(3, 0.2), gain=(0.05, 0.01), gain_in="accuracy", p_value=0.4)
+    assert verdict.decision == "correct, but do not trust the estimate of accuracy"
+    assert verdict.gain_in == "accuracy"
+    assert "foretold more often with T-hat, by +0.0500 ± 0.0100 in accuracy, but noise seems to" in verdict.sentence
+    none = judge(symmetric(3, 0.2), gain=(0.01, 0.01), gain_in="accuracy")
+    assert none.decision == "do not correct"
+    assert "T-hat does not surely foretell more, by +0.0100 ± 0.0100 in accuracy" in none.sentence
+
+
 def test_trusted_labels_settle_names():
     transition = from_flips(3, {0: 1, 1: 0}, 0.45)
     assert judge(transition).exchangeable == ((0, 1),)
@@ -129,8 +139,8 @@ def test_a_sparse_transition_is_judged_as_the_dense_one(transition):
     ("evidence", "message"),
     [
         ({"p_value": 1.5}, "p_value is a probability, got 1.5"),
-        ({"gain": (0.1, -1.0)}, "gain is a difference of log-likelihoods and its standard error"),
-        ({"gain": (float("nan"), 1.0)}, "gain is a difference"),
+        ({"gain": (0.1, -1.0)}, "gain is a mean difference and its standard error"),
+        ({"gain": (float("nan"), 1.0)}, "gain is a mean difference"),
     ],
 )
 def test_evidence_that_is_none_is_refused(evidence, message):

@@ -37,7 +37,7 @@ from noisylightning.functional.expectation_maximization import expected_counts, 
 from noisylightning.functional.refinement import Refined
 from noisylightning.phases import Candidate, Memory, refinement
 from noisylightning.phases.folds import Plan
-from noisylightning.transition import SparseTransition, VolumeMinimization, from_flips, relative_l1_error
+from noisylightning.transition import SparseTransition, VolumeMinimization, from_flips, relative_l1_error, symmetric
 
 
 class First(Callback):
@@ -176,6 +176,7 @@ def twice_judged(monkeypatch, caplog, log_likelihoods, name="found"):
         monkeypatch.setattr(refinement, "refine", lambda *_, found=found: found)
         monkeypatch.setattr(refinement, "held_out_log_likelihood", lambda *_, found=found: found.log_likelihood)
         monkeypatch.setattr(refinement, "_standard_error", lambda _, over=over: torch.full((3, 3), over / 10))
+        monkeypatch.setattr(refinement, "foretold", lambda *_: torch.ones(100, dtype=torch.bool))
         candidate = phase._judged([rival, candidate], [], correction)
         outcomes.append(candidate)
     return outcomes
@@ -264,6 +265,48 @@ def test_a_sparse_t_hat_is_refined_in_the_layout_that_the_correction_takes(tmp_p
         assert (found.to_dense() > 0).sum() < CLASSES**2
 
 
+def of_the_sample(monkeypatch, hits):
+    """Labels are less probable with every T-hat than without, but such a share of them is foretold."""
+    monkeypatch.setattr(refinement, "in_log_likelihood", lambda *_: (-0.5, 0.01, "no T"))
+    monkeypatch.setattr(refinement, "foretold", lambda parts, T: torch.arange(480) < 480 * hits(T))
+
+
+FLIPS = from_flips(CLASSES, {0: 1, 1: 2, 2: 0}, 1 / 3)
+
+
+class Flips(AnchorEstimator):
+    """Says that a third of the labels are another class's."""
+
+    def compute(self):
+        return FLIPS.clone()
+
+
+class Even(AnchorEstimator):
+    """Says something between that and any class's."""
+
+    def compute(self):
+        return (FLIPS + symmetric(CLASSES, 0.5)) / 2
+
+
+def test_where_noise_depends_on_the_sample_t_hat_stays_as_it_was_estimated(tmp_path, monkeypatch):
+    """Of several the one with which most labels were foretold; its bits, with nothing mixed in."""
+    of_the_sample(monkeypatch, lambda T: 0.4 + 0.5 * float(T[0, 2] < 0.05 < T[0, 1]))
+    callback, _, _, model = refined(tmp_path, estimator=partial(ConsensusEstimator, starts=[Even, Flips]))
+    assert torch.equal(callback.transition, FLIPS)
+    assert torch.equal(model.correction.transition, callback.transition)
+    assert callback.gain_in == "accuracy"
+    assert callback.gain[0] > 0.4
+    assert callback._memory.unrefined is None
+
+
+def test_labels_that_are_not_foretold_more_often_leave_t_the_identity(tmp_path, monkeypatch):
+    of_the_sample(monkeypatch, lambda T: 0.4)
+    with pytest.warns(UserWarning, match="No T-hat foretells held-out labels better than none"):
+        callback, *_ = refined(tmp_path, estimator=AnchorEstimator, rounds=1)
+    assert torch.equal(callback.transition, torch.eye(CLASSES))
+    assert callback.gain_in == "log-likelihood"
+
+
 class Random(Indexed):
     """Labels that say nothing."""
 
@@ -335,7 +378,7 @@ class Exchanged(AnchorEstimator):
 
 def test_trusted_labels_name_classes_that_noisy_labels_exchange(tmp_path, monkeypatch):
     """A warning would be an error here: none says that the two cannot be told apart."""
-    monkeypatch.setattr(refinement, "_SURE", -100.0)  # names are the matter here, not whether T is any good
+    monkeypatch.setattr(refinement, "SURE", -100.0)  # names are the matter here, not whether T is any good
     left_alone = []
 
     def calibrated(*args):
@@ -351,7 +394,7 @@ def test_trusted_labels_name_classes_that_noisy_labels_exchange(tmp_path, monkey
 
 @pytest.mark.parametrize("of_each", [5, 3])
 def test_ten_trusted_labels_decide_where_noisy_ones_leave_it_open(tmp_path, monkeypatch, of_each):
-    monkeypatch.setattr(refinement, "_evidence", lambda *_: (0.0, 0.1, "no T"))
+    monkeypatch.setattr(refinement, "in_log_likelihood", lambda *_: (0.0, 0.1, "no T"))
     warns = contextlib.nullcontext() if of_each == 5 else pytest.warns(UserWarning, match="No T-hat foretells")
     with warns:
         callback, *_ = refined(tmp_path, exchanging(of_each), estimator=Exchanged, rounds=1)
@@ -370,7 +413,7 @@ def test_on_balance_trusted_labels_decide_only_where_noisy_ones_are_for_neither(
         shift = trusted * ups_and_downs.std() / len(answers.labels) ** 0.5
         return ups_and_downs - ups_and_downs.mean() + shift if order is not None else 0 * ups_and_downs
 
-    monkeypatch.setattr(refinement, "_evidence", lambda *_: (noisy, 0.1, "no T"))
+    monkeypatch.setattr(refinement, "in_log_likelihood", lambda *_: (noisy, 0.1, "no T"))
     monkeypatch.setattr(refinement.Answers, "log_likelihood", by_so_many_errors)
     warns = contextlib.nullcontext() if taken else pytest.warns(UserWarning, match="No T-hat foretells")
     with warns:
@@ -389,7 +432,7 @@ def test_without_rounds_stage_ones_network_names_them(tmp_path, trusted):
 
 
 def test_without_them_a_warning_names_the_classes(tmp_path, monkeypatch):
-    monkeypatch.setattr(refinement, "_SURE", -100.0)
+    monkeypatch.setattr(refinement, "SURE", -100.0)
     data = exchanging(None)
     with pytest.warns(UserWarning, match="cannot tell apart 0 and 1"):
         callback, *_ = refined(tmp_path, data, estimator=Exchanged, rounds=1)
