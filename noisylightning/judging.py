@@ -68,6 +68,7 @@ def judge_fit(
         verdict = judge(
             transition,
             shares=None if predictions is None else predictions.noisy_labels.bincount(minlength=len(transition)),
+            predicted=None if predictions is None else _predicted(predictions),
             accuracy=first.val_accuracy if first.phase == "noisy labels" else None,
             gain=None if callback is None else callback.gain,
             gain_in="log-likelihood" if callback is None else callback.gain_in,
@@ -106,6 +107,11 @@ def _predictions(
         return validation_predictions(trainer, model, data)
     except UserError:  # the test is not worth the fit
         return None
+
+
+def _predicted(predictions: Predictions) -> Tensor:
+    """Count the samples that are taken for each class."""
+    return predictions.logits.argmax(dim=1).bincount(minlength=predictions.logits.shape[1])
 
 
 def _p_value(predictions: Predictions, transition: Tensor, standard_error: Tensor | None) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from noisylightning.errors import BadValue
-from noisylightning.functional.names import exchangeable
+from noisylightning.functional.names import clean_priors, exchangeable
 from noisylightning.transition import condition_number, relative_l1_error
 
 Decision = Literal["correct", "correct, but do not trust the estimate of accuracy", "do not correct"]
@@ -22,6 +22,8 @@ _SURE = 2.0  # standard errors by which T must foretell labels better than no T
 _LEVEL = 0.05  # of the test
 _LARGE = 100.0  # condition number: the estimate of accuracy is then up to so many times less sure than a clean one
 _LARGEST = 2000  # classes whose T is inverted
+_LOST = 0.1  # of the samples that are expected of a class
+_ENOUGH = 20  # samples, that their absence says something
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def judge(
     transition: Tensor,
     *,
     shares: Tensor | None = None,
+    predicted: Tensor | None = None,
     accuracy: float | None = None,
     gain: tuple[float, float] | None = None,
     gain_in: GainIn = "log-likelihood",
@@ -79,11 +82,13 @@ def judge(
     labels better than no T by two standard errors. Correct, but do not trust the estimate of accuracy, if the test that
     noise depends on the class alone rejects at 5 %, or refinement has seen that it does not; if T-hat's condition
     number is above 100; if noisy labels cannot tell classes apart; or if a class has another's label more often than
-    its own, as a class under a wrong name would.
+    its own, as a class under a wrong name would; or if the network hardly ever predicts a class of which labels and
+    T-hat expect samples: from some first weights training loses one of two classes that are labelled alike.
 
     Args:
         transition: T-hat, ``(C, C)``, dense or sparse.
         shares: As in :func:`doubt`.
+        predicted: How many of the same samples the corrected network takes for each class, ``(C,)``, where it is known.
         accuracy: As in :func:`doubt`.
         gain: Gain in foretelling a held-out label over no T, and its standard error, as
             :func:`~noisylightning.functional.consensus.paired_gain` gives them, where they are known.
@@ -112,6 +117,7 @@ def judge(
     condition = float(condition_number(transition.to_dense())) if len(transition) <= _LARGEST else None
     against = _against(transition, shares, accuracy, gain, gain_in)
     distrust = _distrust(groups, flipped, condition, p_value, class_names)
+    distrust += _lost(transition, shares, predicted, class_names)
     if gain is not None and gain_in == "accuracy":
         more = f"labels are foretold more often with T-hat, {_told(gain, gain_in)}"
         distrust.insert(0, f"{more}, but noise seems to depend on the sample")
@@ -164,25 +170,40 @@ def _distrust(
     class_names: Sequence[str] | None,
 ) -> list[str]:
     """Return what speaks against an estimate of accuracy that rests on T-hat."""
-
-    def name(i: int) -> str:
-        return class_names[i] if class_names else str(i)
-
     found = []
     if p_value is not None and p_value <= _LEVEL:
         found.append(
             f"samples of one class that look different have different noise (p = {p_value:.3g}), or T-hat is off"
         )
     if groups:
-        told = "; nor ".join(" and ".join(map(name, group)) for group in groups)
+        told = "; nor ".join(" and ".join(_name(i, class_names) for i in group) for group in groups)
         found.append(f"noisy labels cannot tell apart {told}")
     rest = [i for i in flipped if not any(i in group for group in groups)]
     if rest:
-        told = ", ".join(f"{name(i)} as {name(flipped[i])}" for i in rest)
+        told = ", ".join(f"{_name(i, class_names)} as {_name(flipped[i], class_names)}" for i in rest)
         found.append(f"classes are more often labelled as another than as themselves: {told}")
     if condition is not None and condition > _LARGE:
         found.append(f"T-hat is nearly singular, of condition number {condition:.3g}")
     return found
+
+
+def _lost(
+    transition: Tensor, shares: Tensor | None, predicted: Tensor | None, class_names: Sequence[str] | None
+) -> list[str]:
+    """Return which classes the network hardly ever predicts, though labels and T-hat expect some of their samples."""
+    if shares is None or predicted is None:
+        return []
+    expected = shares.sum() * clean_priors(transition.to_dense().cpu().double(), shares.cpu())
+    lost = (expected >= _ENOUGH) & (predicted.cpu() < _LOST * expected)
+    return [
+        f"class {_name(i, class_names)} is predicted for {int(predicted[i]):,} of {int(shares.sum()):,} samples, where"
+        f" T-hat expects {float(expected[i]):,.0f}: training has lost that class, so train again from other weights"
+        for i in lost.nonzero()[:, 0].tolist()
+    ]
+
+
+def _name(i: int, class_names: Sequence[str] | None) -> str:
+    return class_names[i] if class_names else str(i)
 
 
 def _of_gain(gain: tuple[float, float] | None) -> str:

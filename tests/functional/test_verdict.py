@@ -124,6 +124,19 @@ def test_noise_that_depends_on_the_sample_is_no_ground_for_trust():
     assert "T-hat does not surely foretell more, by +0.0100 ± 0.0100 in accuracy" in none.sentence
 
 
+def test_a_class_that_training_has_lost_is_said():
+    """Of two that are labelled alike a network may take all for one, and foretell labels nearly as well."""
+    transition, shares = from_flips(3, {0: 1, 1: 0}, 0.6), torch.tensor([200, 200, 200])
+    verdict = judge(transition, shares=shares, predicted=torch.tensor([390, 10, 200]), gain=(0.05, 0.01), named=True)
+    assert verdict.decision == "correct, but do not trust the estimate of accuracy"
+    assert "class 1 is predicted for 10 of 600 samples, where T-hat expects 200: training has lost" in verdict.sentence
+    found = judge(transition, shares=shares, predicted=torch.tensor([370, 30, 200]), gain=(0.05, 0.01), named=True)
+    assert "lost" not in found.sentence
+    few = torch.tensor([290, 290, 19])
+    rare = judge(symmetric(3, 0.0).clone(), shares=few, predicted=torch.tensor([300, 299, 0]))
+    assert "lost" not in rare.sentence
+
+
 def test_trusted_labels_settle_names():
     transition = from_flips(3, {0: 1, 1: 0}, 0.45)
     assert judge(transition).exchangeable == ((0, 1),)
