@@ -224,16 +224,21 @@ def reseed(trainer: Trainer, seed: int) -> None:
 
     That is what makes a run resumed at an epoch's end draw what the uninterrupted one drew.
     """
-    entropy = np.random.SeedSequence([seed % 2**64, trainer.current_epoch, trainer.global_rank])
-    state = entropy.generate_state(3)
-    random.seed(int(state[0]))
-    np.random.seed(int(state[1]))  # noqa: NPY002  (the global state is what user code draws from)
-    torch.manual_seed(int(state[2]))
+    set_random_state(trainer, seed)
     loop = trainer.fit_loop
     resuming = getattr(loop, "is_resuming", False) or loop.epoch_loop.restarting
     if resuming and trainer.current_epoch > 0 and loop._data_fetcher is not None:
         # The iterator of a resumed fit's first epoch, which draws a seed, was made before this; others come after it.
         iter(loop._data_fetcher)
+
+
+def set_random_state(trainer: Trainer, seed: int) -> None:
+    """Set the random state to one that depends on the seed, the epoch and the rank alone."""
+    entropy = np.random.SeedSequence([seed % 2**64, trainer.current_epoch, trainer.global_rank])
+    state = entropy.generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))  # noqa: NPY002  (the global state is what user code draws from)
+    torch.manual_seed(int(state[2]))
 
 
 # Restarting

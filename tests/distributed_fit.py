@@ -13,8 +13,8 @@ from toy import CLASSES, FeatureMeans, ToyData, adam, anchored, classifier, coun
 
 from noisylightning import ForwardCorrection, HeadFirst, MemorisationStopping, Mixup
 from noisylightning.internals import before_training_steps
-from noisylightning.phases import RefinementPhase
-from noisylightning.transition import NoiseAdaptation
+from noisylightning.phases import RefinementPhase, lost
+from noisylightning.transition import NoiseAdaptation, from_flips
 
 
 class Recorder:
@@ -83,6 +83,25 @@ def note_judged() -> list[dict[str, Any]]:
     return notes
 
 
+class Alike(FeatureMeans):
+    """Two classes that noisy labels hardly tell apart."""
+
+    def compute(self):
+        return from_flips(CLASSES, {0: 1, 1: 0}, 0.45)
+
+
+def note_looks() -> list[torch.Tensor]:
+    """Keep what is counted to see whether a class was lost; the first time one is."""
+    looks: list[torch.Tensor] = []
+
+    def noted(transition, shares, predicted):
+        looks.append(torch.stack([shares, predicted]))
+        return {1: 1.0} if len(looks) == 1 else {}
+
+    lost.lost_classes = noted
+    return looks
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     for spec in json.loads(sys.argv[1]):  # one fit after the other, in the same processes
@@ -93,9 +112,11 @@ def fit(spec: dict[str, Any]) -> None:
     folder = Path(spec["folder"])
     recorder = Recorder(spec.get("rank_that_fails"))
     refined = counted if spec.get("refined") else None
+    alike = Alike if spec.get("alike") else None
+    looks = note_looks() if alike else []
     callback = anchored(
         stage_one_epochs=2,
-        estimator=refined or FeatureMeans,  # FeatureMeans's T-hat is AnchorEstimator's
+        estimator=refined or alike or FeatureMeans,  # FeatureMeans's T-hat is AnchorEstimator's
         estimate_from=spec.get("estimate_from", "best"),
         predict=recorder,
     )
@@ -142,6 +163,7 @@ def fit(spec: dict[str, Any]) -> None:
             "candidates": judged,
             "epochs": run.current_epoch,
             "shares": torch.cat(shares.found) if shares.found else torch.empty(0),
+            "looks": torch.stack(looks) if looks else torch.empty(0),
             "memorised": run.callback_metrics.get("train_memorised"),
         },
         folder / f"rank{run.global_rank}.pt",

@@ -115,7 +115,7 @@ class EstimateTransitionCallback(RunPhases):
         self._estimation = EstimationPhase(estimator, predict, feature_layer, plan)
         noisy_labels = NoisyLabelsPhase(stage_one_epochs, stage_one_steps, patience, estimate_from, monitor, mode)
         parts = FoldsPhase(plan, predict), self._estimation, RefinementPhase(plan, predict)
-        super().__init__([noisy_labels, *parts, CorrectionPhase(reinit, train_on_trusted)])
+        super().__init__([noisy_labels, *parts, CorrectionPhase(reinit, train_on_trusted, predict)])
         self.stage_one_epochs = stage_one_epochs
         self.stage_one_steps = stage_one_steps
         self.patience = patience

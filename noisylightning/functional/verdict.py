@@ -193,13 +193,28 @@ def _lost(
     """Return which classes the network hardly ever predicts, though labels and T-hat expect some of their samples."""
     if shares is None or predicted is None:
         return []
-    expected = shares.sum() * clean_priors(transition.to_dense().cpu().double(), shares.cpu())
-    lost = (expected >= _ENOUGH) & (predicted.cpu() < _LOST * expected)
     return [
         f"class {_name(i, class_names)} is predicted for {int(predicted[i]):,} of {int(shares.sum()):,} samples, where"
-        f" T-hat expects {float(expected[i]):,.0f}: training has lost that class, so train again from other weights"
-        for i in lost.nonzero()[:, 0].tolist()
+        f" T-hat expects {expected:,.0f}: training has lost that class, so train again from other weights"
+        for i, expected in lost_classes(transition, shares, predicted).items()
     ]
+
+
+def lost_classes(transition: Tensor, shares: Tensor, predicted: Tensor) -> dict[int, float]:
+    """Return the classes that a network hardly ever predicts, and how many of their samples are expected.
+
+    Args:
+        transition: T, ``(C, C)``.
+        shares: How many samples carry each label, ``(C,)``.
+        predicted: How many of the same samples the network takes for each class, ``(C,)``.
+
+    Example:
+        >>> lost_classes(torch.tensor([[0.4, 0.6], [0.6, 0.4]]), torch.tensor([50, 50]), torch.tensor([99, 1]))
+        {1: 50.0}
+    """
+    expected = shares.sum().cpu() * clean_priors(transition.to_dense().cpu().double(), shares.cpu())
+    lost = (expected >= _ENOUGH) & (predicted.cpu() < _LOST * expected)
+    return {i: round(float(expected[i]), 1) for i in lost.nonzero()[:, 0].tolist()}
 
 
 def _name(i: int, class_names: Sequence[str] | None) -> str:

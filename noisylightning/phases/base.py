@@ -278,6 +278,10 @@ class Phase:
         """Tell whether it begins once more, now that it is over and has ended."""
         return False
 
+    def may_repeat(self) -> bool:
+        """Tell whether it may begin once more later, though no phase waits: the fit's first state is kept till then."""
+        return False
+
     # While it runs
 
     def on_train_batch_start(self, fit: Fit) -> None:

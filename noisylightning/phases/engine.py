@@ -202,7 +202,7 @@ class RunPhases(Callback):
                 self._index, self._epoch, self._span = before
                 raise
             advanced = True
-        if not self._waiting:
+        if not self._waiting and not (self.phase is not None and self.phase.may_repeat()):
             self._memory.start = None
         return advanced
 
