@@ -329,3 +329,17 @@ class NoisyLabelClassifier(LightningModule):
         if monitor is None:
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
+
+
+def network_with_head(module: LightningModule) -> tuple[nn.Module, str | None]:
+    """Return the network of a module that has the head in it, and the head's name there: None for the last nn.Linear.
+
+    Args:
+        module: Any module; one may name its head by an attribute ``head_layer``.
+
+    Example:
+        >>> network_with_head(NoisyLabelClassifier(nn.Linear(4, 3), num_classes=3))
+        (Linear(in_features=4, out_features=3, bias=True), None)
+    """
+    network = module.backbone if isinstance(module, NoisyLabelClassifier) else module
+    return network, getattr(module, "head_layer", None)

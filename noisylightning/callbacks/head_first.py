@@ -11,7 +11,7 @@ from torch import nn
 from noisylightning.errors import BadValue
 from noisylightning.internals import before_training_steps, ignores_missing_gradients
 from noisylightning.models import encoder_modules, encoder_parameters
-from noisylightning.module import NoisyLabelClassifier
+from noisylightning.module import network_with_head
 from noisylightning.phases import began_untrained
 from noisylightning.phases.identity import require_same_arguments
 
@@ -61,7 +61,7 @@ class HeadFirst(Callback):
         """Refuse what cannot work before any work is done."""
         if stage != "fit":
             return
-        encoder_parameters(*_network(pl_module))
+        encoder_parameters(*network_with_head(pl_module))
         if not ignores_missing_gradients(trainer):
             raise BadValue(
                 "HeadFirst leaves parameters without gradients, for which DDP would wait: choose"
@@ -70,7 +70,7 @@ class HeadFirst(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Come before training steps."""
-        network, head = _network(pl_module)
+        network, head = network_with_head(pl_module)
         modules = [module for part in encoder_modules(network, head) for module in part.modules()]
         self._encoder = encoder_parameters(network, head), modules
         self._undo = before_training_steps(pl_module, lambda batch: self._before_step(trainer, batch))
@@ -136,9 +136,3 @@ class HeadFirst(Callback):
         if trainer.state.fn == "fit":
             saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
             require_same_arguments(type(self).__name__, saved, self.state_dict())
-
-
-def _network(module: LightningModule) -> tuple[nn.Module, str | None]:
-    """Return what has the head in it, and the head's name there."""
-    network = module.backbone if isinstance(module, NoisyLabelClassifier) else module
-    return network, getattr(module, "head_layer", None)

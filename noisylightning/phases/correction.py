@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import nn
 
 from noisylightning import internals
 from noisylightning.errors import BadValue
@@ -13,7 +12,7 @@ from noisylightning.phases.base import Fit, Phase
 from noisylightning.phases.engine import is_latest
 from noisylightning.phases.estimation import predict_first_two
 from noisylightning.phases.joint import joint_loader, refuse_joint, rehearse_joint, require_told
-from noisylightning.phases.lost import can_be_lost, draw_head, find_lost
+from noisylightning.phases.lost import can_be_lost, can_draw_head, draw_head, find_lost
 
 _MOST_DRAWS = 5  # of the last layer, from one of three of which a class may be lost again
 _STARTS = {"initial": "the initial weights", "fresh": "fresh weights", "keep": "stage one's weights"}
@@ -140,9 +139,7 @@ class CorrectionPhase(Phase):
         assert memory.transition is not None
         if not whole or self.reinit == "keep" or memory.correction is None or memory.details:
             return []
-        if not any(isinstance(layer, nn.Linear) for layer in fit.module.modules()):
-            return []
-        return can_be_lost(memory.transition)
+        return can_be_lost(memory.transition) if can_draw_head(fit.module) else []
 
     def is_over(self, fit: Fit) -> bool:
         """Tell whether it is to begin again."""

@@ -1,13 +1,16 @@
 """Classes that training loses: of two that are labelled alike one may take all samples of both."""
 
 import torch
-from torch import Tensor
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
 
 from noisylightning import internals
+from noisylightning.errors import UserError
 from noisylightning.estimators import within_fit
 from noisylightning.functional.names import exchangeable
 from noisylightning.functional.verdict import lost_classes
-from noisylightning.models.head import head_of
+from noisylightning.models import head_of
+from noisylightning.module import network_with_head
 from noisylightning.phases.base import Fit
 
 _MOST_CLASSES = 200  # whose predictions of all samples are small
@@ -46,16 +49,33 @@ def find_lost(fit: Fit, predict: within_fit.Predict, classes: list[int]) -> list
 
 
 def draw_head(fit: Fit) -> None:
-    """Draw the weights of the last layer anew, the same on every process.
+    """Draw the weights of the head anew, the same on every process.
 
     Args:
         fit: The fit, at the beginning of an epoch; the draw depends on its seed and the epoch.
 
     Raises:
-        ValueError: If the network has no ``nn.Linear``.
+        ValueError: If the network has no ``nn.Linear``, and names no head.
     """
     assert fit.memory.seed is not None
-    head = head_of(fit.module)
+    head = head_of(*network_with_head(fit.module))
     internals.set_random_state(fit.trainer, fit.memory.seed)
-    head.reset_parameters()  # type: ignore[operator]
+    for layer in _drawn(head):
+        layer.reset_parameters()  # type: ignore[operator]
     head.load_state_dict(fit.trainer.strategy.broadcast(internals.snapshot(head)))
+
+
+def can_draw_head(module: LightningModule) -> bool:
+    """Tell whether a module has a head whose weights can be drawn anew.
+
+    Args:
+        module: The module.
+    """
+    try:
+        return bool(_drawn(head_of(*network_with_head(module))))
+    except UserError:
+        return False
+
+
+def _drawn(head: nn.Module) -> list[nn.Module]:
+    return [layer for layer in head.modules() if callable(getattr(layer, "reset_parameters", None))]

@@ -11,7 +11,7 @@ from noisylightning import AnchorEstimator, EstimateTransitionCallback, ForwardC
 from noisylightning.functional import verdict
 from noisylightning.phases import Fit, Memory, correction
 from noisylightning.phases.estimation import predict_first_two
-from noisylightning.phases.lost import can_be_lost, draw_head, find_lost
+from noisylightning.phases.lost import can_be_lost, can_draw_head, draw_head, find_lost
 from noisylightning.transition import from_flips, symmetric
 
 ALIKE = from_flips(CLASSES, {0: 1, 1: 0}, 0.45)
@@ -142,6 +142,13 @@ def test_the_last_layer_alone_is_drawn_and_the_draw_depends_on_seed_and_epoch():
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[3])
+
+
+def test_a_head_is_the_last_linear_layer_or_what_the_module_names():
+    assert can_draw_head(classifier())
+    assert not can_draw_head(NoisyLabelClassifier(torch.nn.Conv2d(1, 3, 1), num_classes=3))
+    assert can_draw_head(NoisyLabelClassifier(torch.nn.Conv2d(1, 3, 1), num_classes=3, head_layer=""))
+    assert not can_draw_head(NoisyLabelClassifier(torch.nn.Identity(), num_classes=3, head_layer=""))
 
 
 def test_a_class_that_is_never_predicted_is_found(tmp_path, monkeypatch):
