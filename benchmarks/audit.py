@@ -6,10 +6,9 @@
 ``transition.py``. For each noise and seed one default fit (cross-entropy, T-hat, forward correction with it) gives
 T-hat and the network by which the audit judges all 60,000 labels, those of validation included; "2 folds" judges each
 by a network that is trained with the same T-hat and without the sample. Where the default leaves T the identity, by
-which no label is wrong, the audit refuses and names the way out, a T-hat that is taken as it is, "rounds=0", whose
-audit is the one to train on then. cleanlab gets the 5-fold posteriors of cross-entropy on the same architecture, and
-ranks by self-confidence and by normalised margin; how many labels are wrong it says by ``num_label_issues``, and which
-by ``find_label_issues``.
+which no label is wrong, the audit refuses. cleanlab gets the 5-fold posteriors of cross-entropy on the same
+architecture, and ranks by self-confidence and by normalised margin; how many labels are wrong it says by
+``num_label_issues``, and which by ``find_label_issues``.
 
 Then cross-entropy is trained on the labels as they are, on those that the audit relabels, drops or makes soft, and
 without those that cleanlab finds; forward correction is the default fit's. Validation labels stay noisy, and the clean
@@ -72,8 +71,7 @@ ROUND_EPOCHS = 5
 RATE = 0.01
 FOLDS = 5  # of cleanlab's posteriors
 CLEANLAB = ("self_confidence", "normalized_margin")
-UNREFINED = "audit, rounds=0"
-FINDS = ("audit", "audit, 2 folds", UNREFINED, *(f"cleanlab, {name}" for name in CLEANLAB))
+FINDS = ("audit", "audit, 2 folds", *(f"cleanlab, {name}" for name in CLEANLAB))
 TRAINS = ("as they are", "forward, T-hat", "audit, relabel", "audit, drop", "audit, soft", "cleanlab, drop")
 
 
@@ -149,7 +147,6 @@ class Run:
         self.train("as they are")
         if model.correction.known_transition().is_identity:
             self.keep(finds="audit", refusal="T-hat is the identity")
-            self.unrefined()
         else:
             self.audit(model, data, callback)
         self.cleanlab()
@@ -170,18 +167,6 @@ class Run:
             found = audit_predictions(held_out, transition, standard_error=callback.standard_error)
         whole = self.seconds["fit"] + self.seconds["folds"]
         self.judge("audit, 2 folds", found.table.wrong, found.errors.total, whole, self.seconds["folds"], found)
-
-    def unrefined(self) -> None:
-        """Audit by the network of a fit whose T-hat is not asked to be better than none."""
-        callback = nl.EstimateTransitionCallback(self.arguments.epochs, rounds=0)
-        model, data = self.model(nl.ForwardCorrection()), self.data()
-        with self.timed("fit"):
-            self.trainer(2 * self.arguments.epochs, [callback]).fit(model, data)
-        with self.timed("audit"):
-            found = audit_with_trainer(self.trainer(1), model, data)
-        whole = self.seconds["fit"] + self.seconds["audit"]
-        self.judge(UNREFINED, found.table.wrong, found.errors.total, whole, self.seconds["audit"], found)
-        self.train_on(found)
 
     def train_on(self, found: Audit) -> None:
         """Train on what an audit finds."""
@@ -243,15 +228,11 @@ class Run:
         return float(torch.cat(right).mean())
 
 
-def task(noise: str, seed: int, refused: bool, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run one noise and seed, in a process of its own; of one that was refused the rest."""
+def task(noise: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run one noise and seed, in a process of its own."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(noise, seed, arguments, Path(folder))
-        if refused:
-            run.unrefined()
-            return run.rows
-        return run.run()
+        return Run(noise, seed, arguments, Path(folder)).run()
 
 
 def tables(runs: list[dict[str, Any]], output: Path) -> None:
@@ -301,10 +282,8 @@ def main() -> None:
         if all(before[name] == value for name, value in settings.items()):
             content["runs"] = before["runs"]
     done = {(run["noise"], run["seed"]) for run in content["runs"]}
-    refused = {(run["noise"], run["seed"]) for run in content["runs"] if "refusal" in run}
-    refused -= {(run["noise"], run["seed"]) for run in content["runs"] if run.get("finds") == UNREFINED}
     cells = [(noise, seed) for seed in range(arguments.seeds) for noise in arguments.noises]
-    todo = [(*cell, cell in refused) for cell in cells if cell not in done - refused]
+    todo = [cell for cell in cells if cell not in done]
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
         for future in as_completed([pool.submit(task, *cell, arguments) for cell in todo]):
             content["runs"] += future.result()
