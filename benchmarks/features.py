@@ -190,7 +190,8 @@ def run(model: nl.NoisyLabelClassifier, data: FeaturesDataModule, epochs: int, m
         *_, last, best = evaluate_fit(trainer, model, data)
         model.load_state_dict(torch.load(selected.best_model_path, weights_only=True)["state_dict"])
     found = {"last": last.test_accuracy, "selected": best.test_accuracy, "selected_epoch": best.epoch}
-    groups = exchangeable(model.correction.known_transition().to_dense())
+    transition = model.correction.transition
+    groups = [] if transition is None else exchangeable(transition.detach())
     return found | ({UP_TO_NAMES: up_to_names(model, data, groups)} if groups else {})
 
 
