@@ -22,7 +22,7 @@ _SURE = 2.0  # standard errors by which T must foretell labels better than no T
 _LEVEL = 0.05  # of the test
 _LARGE = 100.0  # condition number: the estimate of accuracy is then up to so many times less sure than a clean one
 _LARGEST = 2000  # classes whose T is inverted
-_LOST = 0.1  # of the samples that are expected of a class
+_LOST = 0.25  # of the samples that are expected of a class
 _ENOUGH = 20  # samples, that their absence says something
 
 
@@ -82,8 +82,8 @@ def judge(
     labels better than no T by two standard errors. Correct, but do not trust the estimate of accuracy, if the test that
     noise depends on the class alone rejects at 5 %, or refinement has seen that it does not; if T-hat's condition
     number is above 100; if noisy labels cannot tell classes apart; or if a class has another's label more often than
-    its own, as a class under a wrong name would; or if the network hardly ever predicts a class of which labels and
-    T-hat expect samples: from some first weights training loses one of two classes that are labelled alike.
+    its own, as a class under a wrong name would; or if the network hardly ever predicts one of two classes that are
+    labelled alike, though labels and T-hat expect its samples: from some first weights training takes both for one.
 
     Args:
         transition: T-hat, ``(C, C)``, dense or sparse.
@@ -193,10 +193,12 @@ def _lost(
     """Return which classes the network hardly ever predicts, though labels and T-hat expect some of their samples."""
     if shares is None or predicted is None:
         return []
+    alike = {i for group in exchangeable(transition) for i in group}  # others are rare, or not learnt yet
     return [
         f"class {_name(i, class_names)} is predicted for {int(predicted[i]):,} of {int(shares.sum()):,} samples, where"
         f" T-hat expects {expected:,.0f}: training has lost that class, so train again from other weights"
         for i, expected in lost_classes(transition, shares, predicted).items()
+        if i in alike
     ]
 
 

@@ -14,7 +14,7 @@ from noisylightning.phases.estimation import predict_first_two
 from noisylightning.phases.joint import joint_loader, refuse_joint, rehearse_joint, require_told
 from noisylightning.phases.lost import can_be_lost, can_draw_head, draw_head, find_lost
 
-_MOST_DRAWS = 5  # of the last layer, from one of three of which a class may be lost again
+_MOST_DRAWS = 3  # of the head: from one of three a class may be lost again
 _STARTS = {"initial": "the initial weights", "fresh": "fresh weights", "keep": "stage one's weights"}
 
 
@@ -22,8 +22,8 @@ class CorrectionPhase(Phase):
     """Put T-hat into the correction and train anew: weights, optimizer, schedule and the checkpoints' best scores.
 
     From some first weights training takes two classes that are labelled alike for one. Where T-hat has such classes,
-    all samples are predicted after a fifth of the stage, and if one of them is lost the stage begins again, with the
-    last layer drawn anew; the fit becomes longer by the epochs that were in vain.
+    all samples are predicted after a fifth of the stage, and if one of them is lost the stage begins again, with its
+    head drawn anew, at most three times; the fit becomes longer by the epochs that were in vain.
 
     A module may define ``on_transition_estimated(self, transition)`` and do what it likes with T-hat there; it is
     called again when a fit resumes.
@@ -55,7 +55,7 @@ class CorrectionPhase(Phase):
         self.predict = predict
         self._watched: list[int] = []  # classes that may be lost
         self._lost: list[int] = []  # for which it is to begin again
-        self._draws = 0  # of the last layer
+        self._draws = 0  # of the head
         self._began = self._look_at = 0  # epochs
         self._in_vain = 0  # epochs
         self._steps_unseen = False
@@ -155,15 +155,15 @@ class CorrectionPhase(Phase):
         lost = find_lost(fit, self.predict, self._watched)
         if lost and self._draws < _MOST_DRAWS:
             rank_zero_info(
-                f"Stage two has lost {_told(lost)}, labelled like another class: it begins again, with the last layer"
-                " drawn anew."
+                f"Stage two has lost {_told(lost)}, labelled like another class: it begins again, with its head drawn"
+                " anew."
             )
             self._lost = lost
             return
         if lost:
             rank_zero_warn(
                 f"Stage two has lost {_told(lost)} {self._draws + 1} times: its samples are taken for those of a class"
-                " that is labelled alike. Train with another learning rate or network."
+                " that is labelled alike. Doubt T-hat, or train with another learning rate or network."
             )
         self._watched, fit.memory.initial = [], None
 

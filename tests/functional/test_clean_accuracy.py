@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from noisylightning.functional import (
@@ -159,6 +159,7 @@ def test_values_and_errors_follow_from_the_gradients(problem):
                 for place in range(len(transition))
             ]
             known_bias = torch.stack(recalls).mean() if name == "macro" else torch.stack(recalls)
+            assume(float(torch.stack(recalls).abs().max()) < 0.1)  # of a T that is nearly singular it is no expansion
         close(found.value, values.detach() - known_bias, rtol=1e-9, atol=1e-12 + 0.2 * float(known_bias.abs().max()))
         one_more = torch.linalg.inv(transition).square().sum(dim=0) / num / (num - 1)  # in each cell of a column
         more = one_more[:, None].expand_as(values).flatten() if name == "confusion" else torch.zeros(values.numel())

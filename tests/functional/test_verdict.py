@@ -130,11 +130,10 @@ def test_a_class_that_training_has_lost_is_said():
     verdict = judge(transition, shares=shares, predicted=torch.tensor([390, 10, 200]), gain=(0.05, 0.01), named=True)
     assert verdict.decision == "correct, but do not trust the estimate of accuracy"
     assert "class 1 is predicted for 10 of 600 samples, where T-hat expects 200: training has lost" in verdict.sentence
-    found = judge(transition, shares=shares, predicted=torch.tensor([370, 30, 200]), gain=(0.05, 0.01), named=True)
+    found = judge(transition, shares=shares, predicted=torch.tensor([340, 60, 200]), gain=(0.05, 0.01), named=True)
     assert "lost" not in found.sentence
-    few = torch.tensor([290, 290, 19])
-    rare = judge(symmetric(3, 0.0).clone(), shares=few, predicted=torch.tensor([300, 299, 0]))
-    assert "lost" not in rare.sentence
+    rare = judge(transition, shares=torch.tensor([290, 290, 20]), predicted=torch.tensor([300, 300, 0]), named=True)
+    assert "lost" not in rare.sentence  # a class that is like no other may be rare, or hard
 
 
 def test_trusted_labels_settle_names():
