@@ -30,7 +30,8 @@ class EstimateTransitionCallback(RunPhases):
     Stage one trains with T = identity, where every correction is its plain base loss. Then T-hat is fitted to the
     network's predictions on the un-augmented training data; the weights, the optimizer, its schedule, the precision's
     state, early stopping and the checkpoints' best scores begin again; and stage two takes the trainer's remaining
-    epochs with T-hat in the correction (Patrini et al., CVPR 2017).
+    epochs with T-hat in the correction (Patrini et al., CVPR 2017), and begins again where it loses one of two classes
+    that are labelled alike (:class:`~noisylightning.phases.CorrectionPhase`).
 
     Stage one ends at the first of: ``stage_one_epochs``; ``stage_one_steps`` optimizer steps; ``patience`` validations
     without a better ``monitor``; a request to stop from the trainer's own EarlyStopping. With neither epochs nor steps

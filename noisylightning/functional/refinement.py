@@ -19,6 +19,7 @@ _ALIKE = 0.3  # times the likelihood of two classes under each other's names
 _LEAST_SHARE = 0.25  # of the samples that carry a class's label must be as many in the class
 _REPLICATES = 100  # for the standard errors of very many classes
 _MAX_REPLICATED = 2**24  # entries of all replicates together
+_MAX_AT_ONCE = 2**22  # probabilities in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +172,13 @@ def foretold(parts: Sequence[HeldOut], transition: Tensor) -> Tensor:
         >>> foretold([seen], torch.eye(2))
         tensor([ True, False])
     """
-    T = transition.double()
-    likeliest = [(part.logits.double().softmax(dim=1) @ T.to(part.logits.device)).argmax(dim=1) for part in parts]
-    return torch.cat([label == part.noisy_labels for label, part in zip(likeliest, parts, strict=True)])
+    rows = max(1, _MAX_AT_ONCE // len(transition))
+    found = []
+    for part in parts:
+        T = transition.to(part.logits.device).double()
+        for logits, labels in zip(part.logits.split(rows), part.noisy_labels.split(rows), strict=True):
+            found.append((logits.double().softmax(dim=1) @ T).argmax(dim=1) == labels)
+    return torch.cat(found)
 
 
 def _alike(transition: Tensor) -> list[int]:

@@ -54,6 +54,13 @@ def test_what_is_foretold_is_the_label_that_t_makes_most_probable():
     assert foretold(held_out, torch.eye(3)).tolist() == [False, True, True]
 
 
+def test_what_is_foretold_does_not_depend_on_how_many_are_looked_at_at_once(monkeypatch):
+    held_out = parts(num=600)
+    whole = foretold(held_out, TRUE)
+    monkeypatch.setattr(refinement, "_MAX_AT_ONCE", 7 * CLASSES)
+    assert torch.equal(foretold(held_out, TRUE), whole)
+
+
 def test_it_is_the_same_in_any_order_within_the_parts():
     held_out, start = parts(num=600), symmetric(CLASSES, 0.4).double()
     shuffled = []
