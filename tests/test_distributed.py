@@ -257,19 +257,29 @@ def test_fewer_samples_than_ranks_are_refused(tmp_path):
     assert "T cannot be estimated from 1 examples on 2 processes" in said
 
 
-def test_a_stage_that_has_lost_a_class_begins_again_on_every_rank(tmp_path):
-    said = fit(tmp_path, alike=True)
+@pytest.fixture(scope="module")
+def other_lengths(tmp_path_factory) -> tuple[Path, str]:
+    """Fits that end early and late, and what they say."""
+    folder = tmp_path_factory.mktemp("lengths")
+    specs = [{"folder": folder / name, name: True} for name in ("stops", "alike")]
+    for spec in specs:
+        spec["folder"].mkdir()
+    return folder, fit_all(*specs)
+
+
+def test_a_stage_that_has_lost_a_class_begins_again_on_every_rank(other_lengths):
+    folder, said = other_lengths
     assert said.count("Stage two has lost class 1") == 1
-    zero, one = ranks(tmp_path)
+    zero, one = ranks(folder / "alike")
     assert zero["epochs"] == one["epochs"] == 4 + 1
     assert torch.equal(zero["weights"], one["weights"])
     assert torch.equal(zero["looks"], one["looks"])
     assert zero["looks"].sum(dim=2).tolist() == [[97, 97]] * 2  # each sample once
 
 
-def test_memorisation_stops_every_rank_after_the_same_epoch(tmp_path):
-    fit(tmp_path, stops=True)
-    zero, one = ranks(tmp_path)
+def test_memorisation_stops_every_rank_after_the_same_epoch(other_lengths):
+    folder, _ = other_lengths
+    zero, one = ranks(folder / "stops")
     assert zero["epochs"] == one["epochs"] < 4
     assert torch.equal(zero["memorised"], one["memorised"])
     assert torch.equal(zero["weights"], one["weights"])
