@@ -109,12 +109,16 @@ def test_a_learnt_transition_waits_and_learns_on_every_rank(learnt):
     assert not torch.allclose(zero["transition"], zero["callback"], atol=1e-4)
 
 
-def resume(folder: Path, into: Path, epochs: list[int], **spec) -> None:
-    """Resume a fit from some of its epochs, each into a folder of its own, and see that it ends where it ended."""
-    folders = {epoch: into / str(epoch) for epoch in epochs}
-    checkpoints = {epoch: folder / "every" / f"epoch={epoch}.ckpt" for epoch in epochs}
-    fit_all(*({"folder": folders[epoch], "ckpt_path": checkpoints[epoch], **spec} for epoch in epochs))
-    for resumed in folders.values():
+def resume(fits: dict[Path, dict], into: Path, epochs: list[int]) -> None:
+    """Resume fits from some of their epochs, each into a folder of its own, and see that they end where they ended."""
+    folders = {(folder, epoch): into / folder.name / str(epoch) for folder in fits for epoch in epochs}
+    fit_all(
+        *(
+            {"folder": own, "ckpt_path": folder / "every" / f"epoch={epoch}.ckpt", **fits[folder]}
+            for (folder, epoch), own in folders.items()
+        )
+    )
+    for (folder, _), resumed in folders.items():
         for before, after in zip(ranks(folder), ranks(resumed), strict=True):
             assert torch.equal(before["weights"], after["weights"])
             assert torch.equal(before["transition"], after["transition"])
@@ -122,7 +126,7 @@ def resume(folder: Path, into: Path, epochs: list[int], **spec) -> None:
 
 
 def test_two_processes_resume_bit_for_bit(finished, tmp_path):
-    resume(finished, tmp_path, [0, 1, 2])
+    resume({finished: {}}, tmp_path, [0, 1, 2])
 
 
 def test_every_rank_mixes_with_the_same_share(learnt):
@@ -142,12 +146,20 @@ def test_an_encoder_that_had_no_gradients_is_synchronized_when_it_has_some(learn
 NORMED = {"num_train": 101, "estimate_from": "last", "limit_val_batches": 0}  # validation would let the ranks agree
 
 
-@pytest.fixture(scope="module", params=["batch", "synchronized"])
-def normed(request, tmp_path_factory) -> tuple[str, Path]:
-    """A fit with batch norm: of each process's own batches, or over all processes, as by ``sync_batchnorm=True``."""
-    folder = tmp_path_factory.mktemp(request.param)
-    fit(folder, norm=request.param, **NORMED)
-    return request.param, folder
+NORMS = ("batch", "synchronized")
+
+
+@pytest.fixture(scope="module")
+def all_normed(tmp_path_factory) -> Path:
+    """Fits with batch norm: of each process's own batches, or over all processes, as by ``sync_batchnorm=True``."""
+    folder = tmp_path_factory.mktemp("normed")
+    fit_all(*({"folder": folder / norm, "norm": norm, **NORMED} for norm in NORMS))
+    return folder
+
+
+@pytest.fixture(scope="module", params=NORMS)
+def normed(request, all_normed) -> tuple[str, Path]:
+    return request.param, all_normed / request.param
 
 
 def test_batch_statistics_begin_again_on_every_rank(normed):
@@ -173,9 +185,8 @@ def test_ranks_estimate_with_the_same_batch_statistics(normed):
     torch.testing.assert_close(zero["transition"], expected, atol=1e-6, rtol=0)
 
 
-def test_batch_statistics_resume_bit_for_bit(normed, tmp_path):
-    norm, folder = normed
-    resume(folder, tmp_path, [0], norm=norm, **NORMED)
+def test_batch_statistics_resume_bit_for_bit(all_normed, tmp_path):
+    resume({all_normed / norm: {"norm": norm, **NORMED} for norm in NORMS}, tmp_path, [0])
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +254,7 @@ def test_refined_estimates_are_the_same_bits_whoever_predicts_what(refined):
 
 
 def test_two_processes_resume_bit_for_bit_in_parts_and_rounds(refined, tmp_path):
-    resume(refined, tmp_path, [2, 7, 15], refined=True, num_train=481, estimate_from="last")
+    resume({refined: {"refined": True, "num_train": 481, "estimate_from": "last"}}, tmp_path, [2, 7, 15])
 
 
 def test_an_error_on_one_rank_ends_all(tmp_path):
