@@ -193,17 +193,17 @@ def _lost(
     """Return which classes the network hardly ever predicts, though labels and T-hat expect some of their samples."""
     if shares is None or predicted is None:
         return []
-    alike = {i for group in exchangeable(transition) for i in group}  # others are rare, or not learnt yet
     return [
         f"class {_name(i, class_names)} is predicted for {int(predicted[i]):,} of {int(shares.sum()):,} samples, where"
         f" T-hat expects {expected:,.0f}: training has lost that class, so train again from other weights"
         for i, expected in lost_classes(transition, shares, predicted).items()
-        if i in alike
     ]
 
 
 def lost_classes(transition: Tensor, shares: Tensor, predicted: Tensor) -> dict[int, float]:
-    """Return the classes that a network hardly ever predicts, and how many of their samples are expected.
+    """Return the classes that a network takes for others labelled alike, and how many of their samples are expected.
+
+    Other classes that are hardly ever predicted are rare, or not learnt yet.
 
     Args:
         transition: T, ``(C, C)``.
@@ -216,7 +216,8 @@ def lost_classes(transition: Tensor, shares: Tensor, predicted: Tensor) -> dict[
     """
     expected = shares.sum().cpu() * clean_priors(transition.to_dense().cpu().double(), shares.cpu())
     lost = (expected >= _ENOUGH) & (predicted.cpu() < _LOST * expected)
-    return {i: round(float(expected[i]), 1) for i in lost.nonzero()[:, 0].tolist()}
+    alike = sorted(i for group in exchangeable(transition) for i in group)
+    return {i: round(float(expected[i]), 1) for i in alike if lost[i]}
 
 
 def _name(i: int, class_names: Sequence[str] | None) -> str:

@@ -152,7 +152,7 @@ class CorrectionPhase(Phase):
         return bool(self._lost)
 
     def _look(self, fit: Fit) -> None:
-        lost = find_lost(fit, self.predict, self._watched)
+        lost = find_lost(fit, self.predict)
         if lost and self._draws < _MOST_DRAWS:
             rank_zero_info(
                 f"Stage two has lost {_told(lost)}, labelled like another class: it begins again, with its head drawn"

@@ -27,15 +27,14 @@ def can_be_lost(transition: Tensor) -> list[int]:
     return [i for group in exchangeable(transition.to_dense()) for i in group]
 
 
-def find_lost(fit: Fit, predict: within_fit.Predict, classes: list[int]) -> list[int]:
-    """Return which of some classes the network hardly ever predicts, by the data that T is estimated on.
+def find_lost(fit: Fit, predict: within_fit.Predict) -> list[int]:
+    """Return which classes the network takes for others labelled alike, by the data that T is estimated on.
 
     A collective: every process calls it, and gets the same answer.
 
     Args:
         fit: The fit, with T-hat in its memory.
         predict: Maps ``(module, batch)`` to ``(logits, noisy labels)``.
-        classes: The classes.
     """
     assert fit.memory.transition is not None
     loader = within_fit.estimation_loader(fit.trainer, fit.module)
@@ -44,8 +43,7 @@ def find_lost(fit: Fit, predict: within_fit.Predict, classes: list[int]) -> list
         [seen.bincount(minlength=fit.num_classes) for seen in (own.noisy_labels, own.logits.argmax(1))]
     )
     shares, predicted = fit.trainer.strategy.reduce(counts.to(fit.module.device), reduce_op="sum").cpu()
-    lost = lost_classes(fit.memory.transition, shares, predicted)
-    return [i for i in classes if i in lost]
+    return list(lost_classes(fit.memory.transition, shares, predicted))
 
 
 def draw_head(fit: Fit) -> None:

@@ -158,10 +158,10 @@ def test_a_class_that_is_never_predicted_is_found(tmp_path, monkeypatch):
         def on_train_epoch_end(self, trainer, pl_module):
             if trainer.current_epoch == 3:
                 fit = Fit(trainer, pl_module, Memory(transition=ALIKE))
-                found.append(find_lost(fit, predict_first_two, [0, 1]))
+                found.append(find_lost(fit, predict_first_two))
                 with torch.no_grad():
                     pl_module.backbone[-1].bias[1] = -99
-                found.append(find_lost(fit, predict_first_two, [0, 1]))
+                found.append(find_lost(fit, predict_first_two))
                 assert pl_module.training
 
     monkeypatch.setattr(verdict, "_ENOUGH", 5)
